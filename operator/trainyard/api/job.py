@@ -1,0 +1,287 @@
+"""TrainingJob: what a researcher applies, and what the operator says about it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from trainyard.api.base import Count, HangSeconds, Lenient, Model, Name, NumProc, Open, Seconds, Step, Text, Time, rules
+from trainyard.api.train import TrainConfig
+
+Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspending", "Suspended", "Succeeded", "Failed"]
+ConditionType = Literal["Accepted", "Scheduled", "Running", "Recovering", "Suspended", "Succeeded", "Failed"]
+Action = Literal["Fail", "Restart", "RestartNode", "Ignore"]
+
+
+class Devices(Model):
+    """Accelerators a pod asks for."""
+
+    resource: Annotated[str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+                                               max_length=253)]
+    """Name of the extended resource, such as huawei.com/Ascend910 or nvidia.com/gpu."""
+    per_node: Annotated[int, Field(ge=1, le=256)]
+    """Devices a pod."""
+
+
+class Checkpoint(Model):
+    """Where and how often the state of training is kept."""
+
+    volume: Open | None = None
+    """A Kubernetes volume source (persistentVolumeClaim, nfs, hostPath, ...) that every pod of the gang can write;
+    mounted at /checkpoint. Without it a loss of a pod starts training over."""
+    sub_path: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """Folder inside the volume; default: the job's name."""
+    every: Annotated[int, Field(ge=1, le=1 << 31)] = 100
+    """Steps between two durable checkpoints."""
+    keep: Annotated[int, Field(ge=1, le=1000)] = 3
+    """How many of the newest checkpoints stay."""
+
+
+class FailureRule(Model):
+    """What to do about a rank that ended with one of these exit codes."""
+
+    on_exit_codes: Annotated[list[Annotated[int, Field(ge=-64, le=255)]], Field(min_length=1, max_length=64)]
+    """Exit codes of the rank that failed first; -N means that signal N ended it."""
+    action: Action
+    """Fail ends the job. Restart starts the ranks again and counts it. RestartNode also replaces the pod, on
+    another node if there is one. Ignore starts the ranks again without counting it."""
+
+
+class FailurePolicy(Model):
+    """How failures of ranks are answered. Losses of pods and nodes are always recovered from and never counted."""
+
+    max_restarts: Annotated[int, Field(ge=0, le=1 << 20)] = 10
+    """Counted restarts after which the job fails."""
+    hang_seconds: HangSeconds = "auto"
+    """Seconds without a finished step after which a running job is restarted. auto: 10 times the median step, at
+    least 300 s, once 5 steps were reported."""
+    rules: Annotated[list[FailureRule], Field(max_length=32)] = Field(default_factory=list)
+    """Judged in order, the first match wins; exit code 78 (bad configuration) means Fail unless a rule names it."""
+
+
+class TrainingJobSpec(Model):
+    """What is wanted."""
+
+    model_config = ConfigDict(json_schema_extra=rules(
+        ("has(self.train) != has(self.command)", "exactly one of train and command must be set"),
+        ("!has(self.minNodes) || self.minNodes <= self.numNodes", "minNodes must not be above numNodes"),
+        ("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)",
+         "managedBy cannot be changed"),
+    ))
+
+    num_nodes: Annotated[int, Field(ge=1, le=16384)]
+    """Pods in the gang, one a node; a pod's rank is its index."""
+    num_proc_per_node: NumProc = "auto"
+    """Processes (ranks) a pod; auto: devices.perNode, or 1 without devices."""
+    min_nodes: Annotated[int, Field(ge=1, le=16384)] | None = None
+    """Smallest gang that training may go on with when no replacement can be had; default: numNodes."""
+    devices: Devices | None = None
+    """Accelerators; absent means CPU."""
+    placement: Literal["Planner", "Scheduler"] = "Planner"
+    """Planner: Trainyard gives every pod a node before any is created. Scheduler: pods are created unpinned, for
+    the scheduler that the template names (Volcano, Kueue's, an autoscaled default scheduler)."""
+    train: TrainConfig | None = None
+    """The shipped trainer, configured."""
+    command: Annotated[list[Annotated[str, Field(max_length=8192)]], Field(min_length=1, max_length=256)] | None = None
+    """Your own program instead, started in the template's image the way torchrun starts it."""
+    template: Open | None = None
+    """PodTemplateSpec laid over the pods that Trainyard builds: image, volumes, tolerations, resources. The
+    container that trains is called trainer."""
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    """Checkpoints."""
+    failure_policy: FailurePolicy = Field(default_factory=FailurePolicy)
+    """Failures."""
+    schedule_seconds: Seconds = 120
+    """Seconds that a placed pod may take to be bound and started before the gang is withdrawn and placed again."""
+    priority_class_name: Name | None = None
+    """Priority class of the pods, and of the job among waiting jobs."""
+    suspend: bool = False
+    """true saves a checkpoint and removes the pods; false goes on from there."""
+    managed_by: Name | None = None
+    """Controller that looks after this job; absent or trainyard.dev/operator means Trainyard. Cannot be changed."""
+    active_deadline_seconds: Seconds | None = None
+    """Seconds of not being suspended after which the job fails; the clock restarts when it is resumed."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """Seconds after its end at which the job is deleted; absent keeps it."""
+    clean_pod_policy: Literal["All", "Running", "None"] = "Running"
+    """Pods deleted at the end: all, those still running, or none (logs stay readable)."""
+
+    @model_validator(mode="after")
+    def _one_program(self) -> Self:
+        if (self.train is None) == (self.command is None):
+            raise ValueError("exactly one of train and command must be set")
+        if self.min_nodes is not None and self.min_nodes > self.num_nodes:
+            raise ValueError("minNodes must not be above numNodes")
+        return self
+
+    @property
+    def procs(self) -> int:
+        """Ranks a pod."""
+        if self.num_proc_per_node != "auto":
+            return int(self.num_proc_per_node)
+        return self.devices.per_node if self.devices else 1
+
+
+class Condition(Lenient):
+    """metav1.Condition."""
+
+    type: ConditionType
+    """What is judged."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+    """One word for programs."""
+    message: Annotated[str, Field(max_length=32768)] = ""
+    """A sentence for people: what is, and what would help."""
+    last_transition_time: Time
+    """When the status last changed."""
+    observed_generation: Count | None = None
+    """The metadata.generation that was judged."""
+
+
+class WorldStatus(Lenient):
+    """The world generation that the supervisors follow."""
+
+    generation: Count = 0
+    """Counts every new start of the ranks; only grows."""
+    phase: Literal["Run", "Drain", "Done"] | None = None
+    """What the ranks are asked to do."""
+
+
+class NodesStatus(Lenient):
+    """Pods of the gang."""
+
+    ready: Count = 0
+    """Pods whose supervisor runs."""
+    desired: Count = 0
+    """numNodes."""
+
+
+class Restarts(Lenient):
+    """New starts of the ranks after something failed."""
+
+    total: Count = 0
+    """All of them."""
+    counted: Count = 0
+    """Those that count towards maxRestarts."""
+
+
+class Progress(Lenient):
+    """How far training is, as rank 0 last said."""
+
+    step: Step = 0
+    """Finished optimizer steps."""
+    steps: Step | None = None
+    """Steps until the end."""
+    percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """step / steps."""
+    loss: Annotated[str, Field(max_length=40)] | None = None
+    """Training loss of that step, in decimal."""
+    evaluation_loss: Annotated[str, Field(max_length=40)] | None = None
+    """Newest validation loss, in decimal."""
+    tokens_per_second: Count | None = None
+    """Tokens a second over all ranks, mean of the last steps."""
+    eta: Time | None = None
+    """When training is expected to end."""
+    updated: Time | None = None
+    """When this was reported."""
+
+
+class LayoutStatus(Lenient):
+    """The parallel layout in use."""
+
+    data: Count | None = None
+    """Replicas."""
+    shard: Count | None = None
+    """Ranks a replica is sharded over."""
+
+
+class CheckpointStatus(Lenient):
+    """What training could go on from."""
+
+    durable_step: Step | None = None
+    """Newest step whose checkpoint is complete on the volume."""
+
+
+class PhaseSeconds(Lenient):
+    """Where the time of a recovery went, in milliseconds (whole numbers, so that every client reads them alike)."""
+
+    decide: Count | None = None
+    """From the report or the loss seen to the new generation written."""
+    replace: Count | None = None
+    """Until every pod of the new generation was there and its ranks' group formed."""
+    first_step: Count | None = None
+    """From the formed group to the next finished step."""
+    total: Count | None = None
+    """The sum."""
+
+
+class Recovery(Lenient):
+    """One recovery."""
+
+    at: Time
+    """When the loss was seen."""
+    generation: Count
+    """The world generation that it led to."""
+    cause: Annotated[str, Field(max_length=64)]
+    """RankFailed, PodLost, NodeLost, Hang, Moved, ..."""
+    culprit: Annotated[str, Field(max_length=512)] = ""
+    """Pod, rank or node at fault, and what it said."""
+    lost_steps: Step | None = None
+    """Finished steps that were computed again."""
+    milliseconds: PhaseSeconds = Field(default_factory=PhaseSeconds)
+    """How long it took, by phase."""
+
+
+class Avoid(Lenient):
+    """A node that this job's new pods keep away from."""
+
+    node: Name
+    """Its name."""
+    reason: Text = ""
+    """Why."""
+    until: Time
+    """When it is forgotten."""
+
+
+class TrainingJobStatus(Lenient):
+    """What is."""
+
+    observed_generation: Count | None = None
+    """The metadata.generation that this status answers."""
+    state: Phase | None = None
+    """One word for the whole, derived from the conditions."""
+    conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra={
+        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})] = Field(default_factory=list)
+    """metav1 conditions: Accepted, Scheduled, Running, Recovering, Suspended, Succeeded, Failed."""
+    start_time: Time | None = None
+    """When the job was last admitted or resumed; activeDeadlineSeconds counts from here."""
+    completion_time: Time | None = None
+    """When the job ended."""
+    admitted_hash: Annotated[str, Field(max_length=64)] | None = None
+    """Hash of numNodes, devices, template, train and command as they were admitted."""
+    rendered: Name | None = None
+    """ConfigMap that holds what every pod of this job is made from."""
+    pods: Count = 0
+    """Pods that exist, finished ones left out; the fields that only a job without pods may change look at it."""
+    world: WorldStatus = Field(default_factory=WorldStatus)
+    """World generation."""
+    nodes: NodesStatus = Field(default_factory=NodesStatus)
+    """The gang."""
+    restarts: Restarts = Field(default_factory=Restarts)
+    """Restarts."""
+    progress: Progress | None = None
+    """Progress."""
+    layout: LayoutStatus | None = None
+    """Layout."""
+    checkpoint: CheckpointStatus | None = None
+    """Checkpoints."""
+    recoveries: Annotated[list[Recovery], Field(max_length=10)] = Field(default_factory=list)
+    """The last ten recoveries, oldest first."""
+    avoid: Annotated[list[Avoid], Field(max_length=64)] = Field(default_factory=list)
+    """Nodes that this job avoids for now."""
+    withdrawals: Count = 0
+    """Times in a row that the gang was withdrawn because a pod could not start; decides the backoff."""
+    retry_at: Time | None = None
+    """When the gang is placed again after a withdrawal."""

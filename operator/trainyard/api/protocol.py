@@ -1,0 +1,175 @@
+"""World and Report: how the operator and the supervisors of one job agree (docs/protocol.md)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from trainyard.api.base import Count, Lenient, Name, Step, Text, Time, rules
+
+PROTOCOL = 1  # the operator speaks this one and the one before
+
+Index = Annotated[int, Field(ge=0, le=16383)]
+
+
+class Master(Lenient):
+    """The pod whose supervisor runs the job's store."""
+
+    pod: Annotated[str, Field(max_length=253)] = ""
+    """Name of the pod; empty while none is chosen."""
+    pod_uid: Annotated[str, Field(max_length=64)] = ""
+    """UID of that pod."""
+    address: Annotated[str, Field(max_length=253)] = ""
+    """host:port of its store; empty until its supervisor has reported it."""
+
+
+class Cause(Lenient):
+    """Why this generation exists, and the counters with it: one write makes a recovery."""
+
+    kind: Annotated[str, Field(max_length=64)] = "Start"
+    """Start, Resume, RankFailed, PodLost, NodeLost, Hang, Moved, Missing, ..."""
+    culprit: Annotated[str, Field(max_length=512)] = ""
+    """Pod, rank or node, and what it said."""
+    at: Time | None = None
+    """When the loss was seen."""
+    step: Step | None = None
+    """The last finished step that was known then."""
+    total: Count = 0
+    """Restarts up to and including this one."""
+    counted: Count = 0
+    """Those of them that count towards maxRestarts."""
+
+
+class WorldSpec(Lenient):
+    """Written by the operator alone, always with a resourceVersion."""
+
+    model_config = ConfigDict(json_schema_extra=rules(
+        ("self.generation >= oldSelf.generation", "generation only grows"),
+        ("self.job == oldSelf.job", "job cannot be changed"),
+    ))
+
+    protocol: Annotated[int, Field(ge=1, le=1000)] = PROTOCOL
+    """Version of the protocol."""
+    job: Name
+    """UID of the TrainingJob."""
+    generation: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    """Every start of the gang's ranks has its own."""
+    phase: Literal["Run", "Drain", "Done"]
+    """Run: train. Drain: save at an agreed step, stop. Done: leave."""
+    size: Annotated[int, Field(ge=1, le=16384)]
+    """Members of the gang."""
+    incarnations: Annotated[dict[str, int], Field(max_length=16384)] = Field(default_factory=dict)
+    """Incarnation by index, for indices that were ever replaced; all others have 1."""
+    master: Master = Field(default_factory=Master)
+    """Where members meet."""
+    token: Annotated[str, Field(min_length=16, max_length=128)]
+    """Secret of this job's members; authenticates them to each other."""
+    cause: Cause = Field(default_factory=Cause)
+    """Why this generation exists."""
+    join_seconds: Annotated[int, Field(ge=1, le=86400)] = 60
+    """A member that has not joined the master this long after the first is reported missing."""
+    drain_seconds: Annotated[int, Field(ge=1, le=86400)] = 30
+    """Seconds that ranks get to save and stop after Drain."""
+    local_attempts: Annotated[int, Field(ge=0, le=1000)] = 3
+    """Restarts of the same members that the master may start by itself while the API cannot be reached."""
+
+    def incarnation(self, index: int) -> int:
+        """The incarnation that holds this index now."""
+        return self.incarnations.get(str(index), 1)
+
+
+class Failure(Lenient):
+    """The rank of this pod that failed first."""
+
+    root: bool
+    """false: it only followed the loss of another."""
+    rank: Annotated[int, Field(ge=0, le=1 << 24)]
+    """Global rank."""
+    exit_code: Annotated[int, Field(ge=-64, le=255)]
+    """Exit code; -N means signal N."""
+    step: Step | None = None
+    """Last finished step it had reported."""
+    reason: Annotated[str, Field(max_length=1024)] = ""
+    """One line: the exception, or the signal's name."""
+    text: Text = ""
+    """The last lines it printed."""
+    oom: bool = False
+    """The kernel killed it for want of memory."""
+
+
+class RankProgress(Lenient):
+    """What rank 0 last reported."""
+
+    step: Step = 0
+    """Finished optimizer steps."""
+    steps: Step | None = None
+    """Steps until the end."""
+    loss: Annotated[str, Field(max_length=40)] | None = None
+    """Training loss, decimal."""
+    evaluation_loss: Annotated[str, Field(max_length=40)] | None = None
+    """Validation loss, decimal."""
+    tokens_per_second: Count | None = None
+    """Over all ranks."""
+    durable_step: Step | None = None
+    """Newest committed checkpoint."""
+    data: Count | None = None
+    """Replicas of the layout in use."""
+    shard: Count | None = None
+    """Shards of the layout in use."""
+    first_step_at: Time | None = None
+    """When the first step of this generation was finished."""
+    seconds_per_step: Annotated[str, Field(max_length=40)] | None = None
+    """Median of the last steps, decimal."""
+    at: Time | None = None
+    """When this was reported."""
+
+
+class Warning_(Lenient):
+    """Something a user should know that stops nothing."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=64)]
+    """CamelCase, such as CheckpointFailed."""
+    message: Annotated[str, Field(max_length=1024)]
+    """One sentence."""
+    at: Time
+    """When."""
+
+
+class ReportSpec(Lenient):
+    """A pod's newest word. One object a pod; a policy ties it to the token's pod. State, not a log: every field holds
+    what is true now, so a watcher that missed updates misses nothing."""
+
+    job: Name
+    """UID of the TrainingJob."""
+    pod_uid: Name
+    """UID of the pod."""
+    index: Index
+    """Gang index."""
+    incarnation: Annotated[int, Field(ge=1)]
+    """Incarnation."""
+    generation: Count
+    """World generation that all this is about."""
+    attempt: Count = 0
+    """Restarts inside the generation that the master started while the API was away."""
+    sequence: Annotated[int, Field(ge=1, le=2**53)]
+    """Grows with every write."""
+    kind: Literal["Master", "Formed", "Missing", "RankFailed", "Stopping", "Drained", "Finished"]
+    """Master: my store listens at `address`. Formed: all members joined, ranks start (master only). Missing: members
+    did not join in time (master only). RankFailed: see failure. Stopping: this pod was told to end and would like a
+    Drain. Drained: all ranks of the gang saved and stopped (master only). Finished: all ranks of the gang ended with
+    0 (master only)."""
+    address: Annotated[str, Field(max_length=253)] | None = None
+    """host:port of the store, if this pod is the master."""
+    formed_at: Time | None = None
+    """When the gang was complete."""
+    missing: Annotated[list[Index], Field(max_length=64)] = Field(default_factory=list)
+    """Indices that did not join (the first 64)."""
+    failure: Failure | None = None
+    """The rank that failed."""
+    drained_step: Step | None = None
+    """The step that was saved by Drain."""
+    progress: RankProgress | None = None
+    """Only from the pod of rank 0."""
+    warnings: Annotated[list[Warning_], Field(max_length=5)] = Field(default_factory=list)
+    """The newest five."""

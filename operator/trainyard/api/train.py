@@ -1,0 +1,141 @@
+"""`spec.train`: what the shipped trainer is to do. The trainer reads this same class from the file it is given."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from trainyard.api.base import Model, Open, Path, Step, rules
+
+
+class ModelConfig(Model):
+    """Which model is trained. Built by Hugging Face transformers, from its published shape or from files."""
+
+    model_config = ConfigDict(json_schema_extra=rules(
+        ("has(self.size) || has(self.config) || has(self.path)",
+         "model needs one of size, config or path"),
+    ))
+
+    family: Literal["llama2"] = "llama2"
+    """Family of the architecture."""
+    size: Literal["tiny", "7b", "13b", "70b"] | None = None
+    """A published shape of the family; tiny is a few million parameters, for trying things out."""
+    config: Open | None = None
+    """Fields of the Hugging Face model config; laid over the shape of `size`, or complete if there is none."""
+    path: Path | None = None
+    """Folder in the Hugging Face format to start from: config.json and safetensors weights, read slice by slice.
+    Without it weights are random, drawn from `train.seed`."""
+
+    @model_validator(mode="after")
+    def _some_shape(self) -> Self:
+        if self.size is None and self.config is None and self.path is None:
+            raise ValueError("model needs one of size, config or path")
+        return self
+
+
+class DataSource(Model):
+    """One source of text."""
+
+    path: Path
+    """A file, a folder or a glob pattern, as the pods see it."""
+    format: Literal["auto", "text", "jsonl", "parquet", "megatron", "prepared"] = "auto"
+    """How to read it. auto goes by the file's ending; prepared is the output of `python -m trainer.prepare`."""
+    field: Annotated[str, Field(min_length=1, max_length=253)] = "text"
+    """Name of the JSONL key or Parquet column that holds the text."""
+    weight: Annotated[float, Field(gt=0, le=1e9)] = 1.0
+    """Share of the samples drawn from this source, relative to the other sources' weights."""
+
+
+class DataConfig(Model):
+    """What the model is trained on. Documents are packed to `sequenceLength` tokens."""
+
+    sources: Annotated[list[DataSource], Field(min_length=1, max_length=64)]
+    """One or more sources, mixed by their weights."""
+    tokenizer: Path | None = None
+    """Tokenizer: a Hugging Face folder, a tokenizer.json or a SentencePiece .model file. Not needed when every
+    source is prepared or megatron."""
+    sequence_length: Annotated[int, Field(ge=2, le=1 << 20)] = 4096
+    """Tokens a sample; at most the model's max_position_embeddings."""
+    cache: Path | None = None
+    """Folder on shared storage for tokenised data; default: `data` under the checkpoint folder."""
+
+
+class ParallelConfig(Model):
+    """How the model is spread over the ranks. What is set is kept, the rest is chosen."""
+
+    data: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    """Replicas that each hold the whole sharded model (HSDP). Default: ranks / shard."""
+    shard: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    """Ranks over which parameters, gradients and optimizer state are sharded (FSDP2, ZeRO-3). Default: all ranks."""
+
+
+class OptimizerConfig(Model):
+    """AdamW with linear warm-up and cosine decay."""
+
+    model_config = ConfigDict(json_schema_extra=rules(
+        ("!has(self.minLearningRate) || !has(self.learningRate) || self.minLearningRate <= self.learningRate",
+         "minLearningRate must not be above learningRate"),
+    ))
+
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 3e-4
+    """Peak learning rate, reached after the warm-up."""
+    min_learning_rate: Annotated[float, Field(ge=0, le=10)] | None = None
+    """Learning rate at the last step. Default: a tenth of learningRate."""
+    warmup_steps: Step | None = None
+    """Steps of linear warm-up from 0. Default: 2 % of steps, at least 1 and at most 2,000."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the second moment."""
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    """Decoupled weight decay a step, times the learning rate; not applied to norms, biases and embeddings."""
+    clip_norm: Annotated[float, Field(gt=0, le=1e9)] = 1.0
+    """Gradients are scaled down to this global L2 norm when theirs is larger."""
+
+
+class EvaluateConfig(Model):
+    """A validation loss during training."""
+
+    every: Annotated[int, Field(ge=1, le=1 << 31)]
+    """Steps between two evaluations."""
+    steps: Annotated[int, Field(ge=1, le=1 << 20)] = 10
+    """Batches an evaluation."""
+    data: Annotated[list[DataSource], Field(min_length=1, max_length=64)]
+    """Sources held out from training."""
+
+
+class TrainConfig(Model):
+    """A pretraining or full finetuning run of a causal language model."""
+
+    model: ModelConfig
+    """The model."""
+    data: DataConfig
+    """The training data."""
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    """The layout over the ranks; empty means that Trainyard chooses."""
+    steps: Annotated[int, Field(ge=1, le=1 << 40)]
+    """Optimizer steps until the job has succeeded."""
+    batch_size: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    """Samples an optimizer step, over all ranks; a multiple of the ranks times microBatchSize.
+    Default: microBatchSize times the ranks."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=1 << 16)] = 1
+    """Samples that one rank computes at a time; gradients are accumulated until batchSize is reached."""
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    """The optimizer and its schedule."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of computation. auto: bf16 on devices that have it, fp32 on a CPU, and on Ascend 910A fp16 with fp32
+    master weights and a dynamic loss scale."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """full keeps only each block's input and computes the rest again in the backward pass: less memory, about a
+    third more computation."""
+    evaluate: EvaluateConfig | None = None
+    """Validation during training; absent means none."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Decides initial weights, the order of the data and dropout."""
+    log_every: Annotated[int, Field(ge=1, le=1 << 20)] = 1
+    """Steps between two log lines."""
+    export: bool = True
+    """At the end, write a Hugging Face folder named `export` under the checkpoint folder."""
