@@ -1,0 +1,214 @@
+"""What `plan()` reads and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
+from trainyard.api.protocol import ReportSpec, WorldSpec
+from trainyard.placement.books import Books, Demand
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """What matters of one pod of the job."""
+
+    name: str
+    uid: str
+    index: int
+    incarnation: int
+    rendered: str  # hash of the rendering it was made from
+    created: datetime
+    node: str | None = None  # spec.nodeName once bound
+    pinned: str | None = None  # the node its affinity names
+    phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"] = "Pending"
+    started: bool = False  # the trainer container runs
+    ready: bool = False
+    deleting: datetime | None = None  # deletionTimestamp: when its grace ends
+    ip: str | None = None
+    exit_code: int | None = None  # of the trainer container, if it terminated
+    oom: bool = False  # OOMKilled
+    reason: str = ""  # status.reason, or the trainer/init container's waiting reason (ImagePullBackOff, ...)
+    message: str = ""  # the message with it: waiting, unschedulable, termination
+    unschedulable: str = ""  # message of PodScheduled=False
+    disruption: str = ""  # reason of DisruptionTarget=True (EvictionByEvictionAPI, PreemptionByScheduler, ...)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its containers have ended for good."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """Health of a node that holds a pod of the job."""
+
+    name: str
+    ready: bool
+    since: datetime | None = None  # when that last changed
+    cordoned: bool = False
+    no_execute: str = ""  # key of a NoExecute taint that our pods do not tolerate and that is not the node's own unreadiness
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """What all pods of the job are made from: rendered and tried out once at admission, kept in a ConfigMap."""
+
+    name: str  # of the ConfigMap
+    hash: str
+    demand: Demand
+    grace_seconds: int = 30
+    checkpoint: bool = True  # a checkpoint volume is there
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The API server (dry run) or the builder would not have such a pod."""
+
+    reason: str  # TemplateRefused | InvalidTemplate | QuotaExceeded | ...
+    message: str
+    permanent: bool  # only another manifest can help; otherwise it is tried again later
+    generation: int  # metadata.generation it is about
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The job's World as read."""
+
+    spec: WorldSpec
+    resource_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One pod's Report as read."""
+
+    pod: str
+    spec: ReportSpec
+    received: datetime  # when this operator first saw this sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a namespace's ResourceQuotas still allow, by resource (pods, requests.cpu, requests.<extended>, ...)."""
+
+    name: str
+    left: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job that waits for places: its turn in the queue."""
+
+    key: str  # namespace/name
+    priority: int
+    since: datetime
+    count: int
+    demand: Demand
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The operator's own settings that policies read."""
+
+    pod_gone_seconds: float = 5.0
+    """A pod on an unreachable node that is deleted and does not go is replaced after this long."""
+    starvation_seconds: float = 300.0
+    """A waiting job's demand is kept free from younger jobs after this long."""
+    unready_node_seconds: float = 40.0
+    """A NotReady node's pods are replaced after this long, if the job finishes no steps either."""
+    default_image: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything about one job at one moment."""
+
+    now: datetime
+    namespace: str
+    name: str
+    uid: str
+    generation: int  # metadata.generation
+    created: datetime
+    spec: TrainingJobSpec | None  # None: it does not validate, see spec_error
+    status: TrainingJobStatus
+    spec_error: str = ""
+    deleting: bool = False
+    admitted_hash: str = ""  # hash of the fields that only a suspended job may change, of the spec as it is now
+    priority: int = 0
+    rendering: Rendering | None = None
+    refusal: Refusal | None = None
+    world: World | None = None
+    pods: tuple[PodView, ...] = ()  # unfinished and finished ones, of this job UID
+    strangers: tuple[str, ...] = ()  # pods of the names we would use that belong to somebody else
+    reports: tuple[Report, ...] = ()
+    nodes: Mapping[str, NodeState] = field(default_factory=dict)
+    books: Books = field(default_factory=lambda: Books(nodes={}))
+    quotas: tuple[Quota, ...] = ()
+    ahead: tuple[Waiting, ...] = ()  # waiting jobs that come before this one, in order
+    settings: Settings = field(default_factory=Settings)
+    new_token: str = ""  # fresh random text, for a World that must be made
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Make the rights and the network policy, try one pod as a dry run, keep the rendering; then plan again."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePod:
+    """Make one pod of the gang."""
+
+    index: int
+    incarnation: int
+    node: str | None  # None: left to the scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    """Delete one pod, this UID only."""
+
+    name: str
+    uid: str
+    grace_seconds: int | None = None  # None: its own
+
+
+@dataclass(frozen=True, slots=True)
+class PutWorld:
+    """Create the World (no resource version) or replace the one that was read."""
+
+    spec: WorldSpec
+    resource_version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteJob:
+    """Delete the job itself (TTL)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """A Kubernetes Event, sent once the status has been written."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+Action = Admit | CreatePod | DeletePod | PutWorld | DeleteJob
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer. Actions are carried out in their order, neighbouring CreatePods and DeletePods side by side; the
+    status is written once, after them."""
+
+    status: TrainingJobStatus
+    actions: tuple[Action, ...] = ()
+    events: tuple[Emit, ...] = ()
+    requeue_after: float | None = None  # seconds; None: only when something changes
+    waiting: Waiting | None = None  # this job waits for places
+    metrics: tuple[tuple[str, str, float], ...] = ()  # (kind, label, value): ("recovery", cause, seconds), ...
