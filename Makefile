@@ -1,0 +1,75 @@
+# Trainyard. `make help` lists the targets.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+export PYTHONPATH := operator:trainer-image:tests:examples
+export PYTHONUNBUFFERED := 1
+export PYTHONDONTWRITEBYTECODE := 1
+
+# Every recipe that needs Python begins with this: the environment is made on first use and kept in the user's cache.
+venv = venv=$$(tests/environment.sh); export PATH="$$venv/bin:$$PATH";
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## a real cluster, the operator, a LLaMA2 trained over two nodes, a worker killed on the way
+	@$(venv) exec python -m demo run
+
+.PHONY: demo-clean
+demo-clean: ## remove all that `make demo` left
+	@$(venv) exec python -m demo clean
+
+.PHONY: test
+test: ## everything that tests: lint, unit, train, contract, chart, end to end on a real cluster
+	@$(venv) exec python -m harness.run lint unit train contract chart e2e
+
+.PHONY: lint
+lint: ## ruff, mypy, import contracts, generated files fresh
+	@$(venv) exec python -m harness.run lint
+
+.PHONY: unit
+unit: ## unit tests: pure code, under a minute
+	@$(venv) exec python -m harness.run unit
+
+.PHONY: train
+train: ## the trainer in several processes on this machine
+	@$(venv) exec python -m harness.run train
+
+.PHONY: contract
+contract: ## CRDs, rights and policies against a real API server
+	@$(venv) exec python -m harness.run contract
+
+.PHONY: chart
+chart: ## helm lint, schema validation, checkov
+	@$(venv) exec python -m harness.run chart
+
+.PHONY: e2e
+e2e: ## end to end on a real cluster
+	@$(venv) exec python -m harness.run e2e
+
+.PHONY: bench
+bench: ## measure and print the figures of docs/figures.md
+	@$(venv) exec python -m bench
+
+.PHONY: generate
+generate: ## write the CRDs, the chart's copy and the API reference from the types
+	@$(venv) exec python -m trainyard.api.generate
+
+.PHONY: images
+images: ## build the operator's and the trainer's images
+	@$(venv) exec python -m cluster image all
+
+.PHONY: up
+up: ## a cluster to play with, named dev, with Trainyard installed
+	@$(venv) exec python -m demo up
+
+.PHONY: down
+down: ## remove the cluster that `make up` made
+	@$(venv) exec python -m cluster down --name dev
+
+.PHONY: clean
+clean: ## remove every cluster of ours on this machine; caches stay
+	@$(venv) exec python -m cluster down --all
