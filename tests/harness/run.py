@@ -1,0 +1,91 @@
+"""`python -m harness.run STAGE...`: run stages of the tests in turn, and a table of results at the end.
+
+A failed stage does not stop the next one: one run shows all that is broken. The exit code is 1 if any failed.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+PACKAGES = ["operator/trainyard", "trainer-image/supervisor", "trainer-image/trainer", "tests/cluster", "tests/harness",
+            "examples/demo", "tests/bench"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands that all have to succeed."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("lint", (
+            (sys.executable, "-m", "ruff", "check", "."),
+            (sys.executable, "-m", "mypy", *PACKAGES),
+            (str(Path(sys.executable).with_name("lint-imports")),),
+            (sys.executable, "-m", "trainyard.api.generate", "--check"),
+        )),
+        Stage("unit", ((*PYTEST, "tests/unit"),)),
+        Stage("train", ((*PYTEST, "tests/train"),)),
+        Stage("contract", ((*PYTEST, "tests/contract"),)),
+        Stage("chart", ((*PYTEST, "tests/chart"),)),
+        Stage("e2e", ((*PYTEST, "-v", "tests/e2e"),)),
+    )
+}  # fmt: skip
+
+
+def run(stage: Stage) -> tuple[bool, float]:
+    """Run one stage. Returns whether it passed and the seconds it took."""
+    start = time.monotonic()
+    passed = True
+    for command in stage.commands:
+        shown = " ".join(Path(part).name if part.startswith("/") else part for part in command)
+        print(f"\n=== {stage.name}: {shown}", flush=True)
+        child = subprocess.Popen(command, cwd=ROOT)
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            # The child got the terminal's SIGINT as well and is cleaning up after itself; give it the time.
+            child.wait(timeout=60)
+            raise
+        passed &= code == 0
+        if code:
+            print(f"=== {stage.name}: failed with exit code {code}", flush=True)
+    return passed, time.monotonic() - start
+
+
+def main(names: list[str]) -> int:
+    """Run the named stages."""
+    unknown = [name for name in names if name not in STAGES]
+    if unknown or not names:
+        print(f"expected stages from {', '.join(STAGES)}; got {', '.join(names) or 'none'}", file=sys.stderr)
+        return 2
+    # CI ends a run with SIGTERM; treated like Ctrl-C, the children clean up.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    results = []
+    for name in names:
+        results.append((name, *run(STAGES[name])))
+    print()
+    for name, ok, seconds in results:
+        print(f"{'ok    ' if ok else 'FAILED'} {name:<10} {seconds:7.1f} s")
+    failed = sum(not ok for _, ok, _ in results)
+    print(f"stages: {len(results) - failed} passed, {failed} failed", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
