@@ -1,0 +1,66 @@
+"""Manifests of the end-to-end tests' jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+Object = dict[str, Any]
+SCRIPT = Path(__file__).with_name("steps.py").read_text()
+
+
+def counting(name: str, namespace: str, image: str, *, nodes: int = 2, procs: int = 1, steps: int = 20,
+             step_seconds: float = 0.2, **spec: Any) -> Object:  # fmt: skip
+    """A job that runs steps.py, with its state on the shared volume."""
+    container = {
+        "name": "trainer",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [{"name": "STEPS", "value": str(steps)}, {"name": "STEP_SECONDS", "value": str(step_seconds)}],
+    }
+    return {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "numNodes": nodes,
+            "numProcPerNode": procs,
+            "command": ["python3", "-c", SCRIPT],
+            "checkpoint": {"volume": {"persistentVolumeClaim": {"claimName": "shared"}}, "subPath": name},
+            "template": {"spec": {"containers": [container]}},
+            **spec,
+        },
+    }
+
+
+def training(name: str, namespace: str, *, nodes: int = 2, procs: int = 1, steps: int = 30, **spec: Any) -> Object:
+    """A job of the shipped trainer: a very small LLaMA2 on real text."""
+    train = {
+        "model": {
+            "size": "tiny",
+            "config": {
+                "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "vocab_size": 32000, "max_position_embeddings": 128,
+            },
+        },
+        "data": {"sources": [{"path": "/data/text.txt"}], "tokenizer": "/data/tokenizer.model", "sequenceLength": 64},
+        "steps": steps,
+        "batchSize": 4,
+        "optimizer": {"learningRate": 0.003},
+    }  # fmt: skip
+    volume = {"persistentVolumeClaim": {"claimName": "shared"}}
+    mount = {"name": "shared", "mountPath": "/data", "subPath": "data", "readOnly": True}
+    return {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "numNodes": nodes,
+            "numProcPerNode": procs,
+            "train": train,
+            "checkpoint": {"volume": volume, "subPath": name, "every": 5},
+            "template": {"spec": {"containers": [{"name": "trainer", "volumeMounts": [mount]}],
+                                  "volumes": [{"name": "shared", **volume}]}},
+            **spec,
+        },
+    }  # fmt: skip
