@@ -27,6 +27,11 @@ class Devices(Model):
 class Checkpoint(Model):
     """Where and how often the state of training is kept."""
 
+    model_config = ConfigDict(json_schema_extra=rules(
+        ("!has(self.subPath) || (!self.subPath.startsWith('/') && !self.subPath.split('/').exists(part, part == '..'))",
+         "subPath must be a path inside the volume: relative, without .."),
+    ))
+
     volume: Open | None = None
     """A Kubernetes volume source (persistentVolumeClaim, nfs, hostPath, ...) that every pod of the gang can write;
     mounted at /checkpoint. Without it a loss of a pod starts training over."""
@@ -37,15 +42,31 @@ class Checkpoint(Model):
     keep: Annotated[int, Field(ge=1, le=1000)] = 3
     """How many of the newest checkpoints stay."""
 
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if self.sub_path is not None and (self.sub_path.startswith("/") or ".." in self.sub_path.split("/")):
+            raise ValueError("subPath must be a path inside the volume: relative, without ..")
+        return self
+
 
 class FailureRule(Model):
     """What to do about a rank that ended with one of these exit codes."""
+
+    model_config = ConfigDict(json_schema_extra=rules(
+        ("!self.onExitCodes.exists(code, code == 0)", "onExitCodes must not name 0: that rank did not fail"),
+    ))
 
     on_exit_codes: Annotated[list[Annotated[int, Field(ge=-64, le=255)]], Field(min_length=1, max_length=64)]
     """Exit codes of the rank that failed first; -N means that signal N ended it."""
     action: Action
     """Fail ends the job. Restart starts the ranks again and counts it. RestartNode also replaces the pod, on
     another node if there is one. Ignore starts the ranks again without counting it."""
+
+    @model_validator(mode="after")
+    def _failures(self) -> Self:
+        if 0 in self.on_exit_codes:
+            raise ValueError("onExitCodes must not name 0: that rank did not fail")
+        return self
 
 
 class FailurePolicy(Model):

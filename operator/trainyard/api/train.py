@@ -74,7 +74,7 @@ class OptimizerConfig(Model):
     """AdamW with linear warm-up and cosine decay."""
 
     model_config = ConfigDict(json_schema_extra=rules(
-        ("!has(self.minLearningRate) || !has(self.learningRate) || self.minLearningRate <= self.learningRate",
+        ("!has(self.minLearningRate) || self.minLearningRate <= (has(self.learningRate) ? self.learningRate : 3e-4)",
          "minLearningRate must not be above learningRate"),
     ))
 
@@ -95,6 +95,12 @@ class OptimizerConfig(Model):
     clip_norm: Annotated[float, Field(gt=0, le=1e9)] = 1.0
     """Gradients are scaled down to this global L2 norm when theirs is larger."""
 
+    @model_validator(mode="after")
+    def _falling(self) -> Self:
+        if self.min_learning_rate is not None and self.min_learning_rate > self.learning_rate:
+            raise ValueError("minLearningRate must not be above learningRate")
+        return self
+
 
 class EvaluateConfig(Model):
     """A validation loss during training."""
@@ -109,6 +115,11 @@ class EvaluateConfig(Model):
 
 class TrainConfig(Model):
     """A pretraining or full finetuning run of a causal language model."""
+
+    model_config = ConfigDict(json_schema_extra=rules(
+        ("!has(self.batchSize) || self.batchSize % (has(self.microBatchSize) ? self.microBatchSize : 1) == 0",
+         "batchSize must be a multiple of microBatchSize"),
+    ))
 
     model: ModelConfig
     """The model."""
@@ -139,3 +150,9 @@ class TrainConfig(Model):
     """Steps between two log lines."""
     export: bool = True
     """At the end, write a Hugging Face folder named `export` under the checkpoint folder."""
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> Self:
+        if self.batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError("batchSize must be a multiple of microBatchSize")
+        return self
