@@ -21,16 +21,26 @@ _FROZEN = ("numNodes", "numProcPerNode", "devices", "train", "command", "templat
            "checkpoint.subPath")
 _AFTER_THE_END = ("suspend", "cleanPodPolicy", "ttlSecondsAfterFinished")
 
+_REQUIRED = {field.alias for field in TrainingJobSpec.model_fields.values() if field.is_required()}
+
 _NEVER_ADMITTED = "!has(oldSelf.status) || !has(oldSelf.status.admittedHash)"
-_RESTING = "oldSelf.spec.?suspend.orValue(false) && oldSelf.status.?pods.orValue(0) == 0"
+_RESTING = ("has(oldSelf.spec.suspend) && oldSelf.spec.suspend && "
+            "(!has(oldSelf.status) || !has(oldSelf.status.pods) || oldSelf.status.pods == 0)")
 _ENDED = ("has(oldSelf.status) && has(oldSelf.status.conditions) && "
           "oldSelf.status.conditions.exists(c, c.type in ['Succeeded', 'Failed'] && c.status == 'True')")
 
 
 def _unchanged(field: str) -> str:
-    """CEL: this field of spec is what it was, or is absent as it was."""
-    path = "".join(f".?{part}" for part in field.split("."))
-    return f"self.spec{path} == oldSelf.spec{path}"
+    """CEL: this field of spec is what it was, or is absent as it was. (Optionals would read better, but their cost
+    cannot be estimated.)"""
+    if field in _REQUIRED:
+        return f"self.spec.{field} == oldSelf.spec.{field}"
+    parts = field.split(".")
+    new, old = (" && ".join(f"has({root}.spec.{'.'.join(parts[:i + 1])})" for i in range(len(parts)))
+                for root in ("self", "oldSelf"))
+    if len(parts) > 1:
+        new, old = f"({new})", f"({old})"
+    return f"{new} == {old} && (!{new} || self.spec.{field} == oldSelf.spec.{field})"
 
 
 def job_rules() -> list[dict[str, Any]]:
@@ -41,14 +51,14 @@ def job_rules() -> list[dict[str, Any]]:
     ))["x-kubernetes-validations"]
     for field in _FROZEN:
         made += [{
-            "rule": f"{_NEVER_ADMITTED} || ({_RESTING}) || {_unchanged(field)}",
+            "rule": f"{_NEVER_ADMITTED} || ({_RESTING}) || ({_unchanged(field)})",
             "message": f"{field} can change only while the job is suspended and has no pods left: set spec.suspend to "
                        "true, wait until status.pods is 0, then change it",
             "reason": "FieldValueForbidden", "fieldPath": f".spec.{field}",
         }]
     others = [field.alias for field in TrainingJobSpec.model_fields.values() if field.alias not in _AFTER_THE_END]
     made.append({
-        "rule": f"!({_ENDED}) || ({' && '.join(_unchanged(str(name)) for name in others)})",
+        "rule": f"!({_ENDED}) || ({' && '.join(f'({_unchanged(str(name))})' for name in others)})",
         "message": f"the job has ended; of its spec only {', '.join(_AFTER_THE_END[:-1])} and {_AFTER_THE_END[-1]} can "
                    "still change. To train again, create a new job",
         "reason": "FieldValueForbidden", "fieldPath": ".spec",
