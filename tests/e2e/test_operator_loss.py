@@ -1,0 +1,62 @@
+"""The operator dies; jobs do not notice."""
+
+from __future__ import annotations
+
+import pytest
+from e2e.manifests import counting
+from harness.installation import Yard
+
+
+@pytest.mark.parametrize("moment", ["admission", "starting", "running", "recovering", "suspending", "finishing"])
+def test_operator_killed_in_each_phase(yard: Yard, namespace: str, moment: str) -> None:
+    name = f"headless-{moment}"
+    steps = 8 if moment == "finishing" else 40
+    job = yard.api.apply(counting(name, namespace, yard.trainer_image, nodes=2, steps=steps))
+    expected = {"total": 0, "counted": 0}
+    if moment == "starting":
+        job.wait("a pod", lambda _: bool(job.pods()))
+    if moment in ("running", "recovering", "suspending"):
+        job.wait_step(3)
+    if moment == "recovering":
+        job.kill_pod(f"{name}-1-1")
+        expected = {"total": 1, "counted": 0}
+    if moment == "suspending":
+        job.patch({"suspend": True})
+    if moment == "finishing":
+        job.wait_step(6)
+    yard.kill_operator()
+    if moment == "suspending":
+        job.wait_state("Suspended", 120)
+        job.patch({"suspend": False})
+    status = job.wait_state("Succeeded", 180)
+    assert status["restarts"] == expected
+
+
+def test_leader_killed_in_the_middle_of_creating_a_gang(yard: Yard, namespace: str) -> None:
+    """Names are deterministic, so the next leader completes the gang instead of making a second one."""
+    job = yard.api.apply(counting("interrupted", namespace, yard.trainer_image, nodes=12, steps=3))
+    job.wait("the first pods", lambda _: len(job.pods()) >= 1, 60)
+    yard.kill_leader()
+    status = job.wait_state("Succeeded", 240)
+    assert status["restarts"]["counted"] == 0
+    indices = sorted(int(pod["metadata"]["labels"]["trainyard.dev/index"]) for pod in job.pods())
+    assert indices == list(range(12))
+
+
+def test_a_follower_takes_over_within_15_seconds(yard: Yard, namespace: str) -> None:
+    job = yard.api.apply(counting("steady", namespace, yard.trainer_image, nodes=2, steps=150))
+    job.wait_step(3)
+    pods = {pod["metadata"]["uid"] for pod in job.pods()}
+    seconds = yard.kill_leader()
+    assert seconds <= 15
+    status = job.wait_state("Succeeded", 180)
+    assert {pod["metadata"]["uid"] for pod in job.pods()} == pods
+    assert status["restarts"] == {"total": 0, "counted": 0}
+
+
+def test_deletion_with_the_operator_down(yard: Yard, namespace: str) -> None:
+    job = yard.api.apply(counting("orphan", namespace, yard.trainer_image, nodes=2, steps=1000))
+    job.wait_step(1)
+    with yard.operator_down():
+        job.delete()
+        job.wait_gone(60)
