@@ -5,7 +5,7 @@ Quantities are whole numbers: cpu in millicores, memory and storage in bytes, ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 Resources = Mapping[str, int]
@@ -40,16 +40,41 @@ class Books:
     nodes: Mapping[str, NodeView]
     used: Mapping[str, Resources] = field(default_factory=dict)
 
+    def take(self, nodes: Iterable[str], each: Resources) -> Books:
+        """The books with one pod more on each of these nodes (a node may come several times)."""
+        return self._changed(nodes, each, 1)
+
+    def release(self, nodes: Iterable[str], each: Resources) -> Books:
+        """The books with one pod less on each of these nodes: what `take` did, undone."""
+        return self._changed(nodes, each, -1)
+
+    def _changed(self, nodes: Iterable[str], each: Resources, sign: int) -> Books:
+        used = dict(self.used)
+        for node in nodes:
+            before = used.get(node, {})
+            after = dict(before)
+            for name, amount in each.items():
+                after[name] = before.get(name, 0) + sign * amount
+                if not after[name]:
+                    del after[name]
+            if after:
+                used[node] = after
+            else:
+                used.pop(node, None)
+        return Books(self.nodes, used)
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What one pod of a gang needs, read from the pod that the API server's dry run gave back."""
 
     requests: Resources  # effective requests of the pod: containers, init containers, overhead; with `pods`: 1
+    limits: Resources = field(default_factory=dict)  # effective limits; only quotas ask for them
     node_selector: Mapping[str, str] = field(default_factory=dict)
     affinity: Mapping[str, object] = field(default_factory=dict)  # raw spec.affinity
     tolerations: tuple[Mapping[str, object], ...] = ()
     topology_key: str = "kubernetes.io/hostname"
+    priority_class: str = ""  # of the pod; only scoped quotas ask for it
 
 
 @dataclass(frozen=True, slots=True)
