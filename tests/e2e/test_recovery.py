@@ -90,13 +90,13 @@ def test_a_dead_kubelet_replaces_nothing_while_steps_go_on(yard: Yard, namespace
     pod = job.pod(1)
     assert pod is not None
     node = pod["spec"]["nodeName"]
-    yard.cluster.stop_kubelet(node)
+    yard.cluster.stop("kubelet", node)
     try:
         job.wait_step(75, 120)  # 14 s at least, past the moment at which the node is declared unknown
         assert incarnations(job) == {0: 1, 1: 1}
         assert job.status()["restarts"] == {"total": 0, "counted": 0}
     finally:
-        yard.cluster.start_kubelet(node)
+        yard.cluster.start("kubelet", node)
     job.wait_state("Succeeded")
 
 
