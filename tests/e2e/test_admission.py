@@ -27,7 +27,8 @@ def test_a_bad_image_is_named_and_mended(yard: Yard, namespace: str) -> None:
 
 def test_a_bad_template_is_refused_with_the_servers_words(yard: Yard, namespace: str) -> None:
     manifest = counting("bad-template", namespace, yard.trainer_image)
-    manifest["spec"]["template"]["spec"]["containers"][0]["resources"] = {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    container["resources"] = {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}
     job = yard.api.apply(manifest)
     job.wait("a refusal", lambda s: job.condition("Accepted", s).get("status") == "False", 30)
     message = job.condition("Accepted")["message"]
