@@ -1,9 +1,9 @@
 """A user's own training script for the end-to-end tests: counts steps, keeps its state, obeys Drain.
 
-Standard library only, so that a job starts in a fraction of a second and many can run at once. STEPS steps of STEP_SECONDS
-each; after each step the rank keeps the number in its own file on the checkpoint volume, and goes on from the smallest
-number that all ranks kept, as a real trainer does. A file `fail-<rank>` there holds an exit code that the rank leaves with,
-once; a file `fail-always` one that rank 0 leaves with every time.
+Standard library only, so that a job starts in a fraction of a second and many can run at once. STEPS steps of
+STEP_SECONDS each; after each step the rank keeps the number in its own file on the checkpoint volume, and
+goes on from the smallest number that all ranks kept, as a real trainer does. A file `fail-<rank>` there holds
+an exit code that the rank leaves with, once; a file `fail-always` one that rank 0 leaves with every time.
 """
 
 import json

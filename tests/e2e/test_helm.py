@@ -1,0 +1,57 @@
+"""The chart's life with a job running throughout."""
+
+from __future__ import annotations
+
+import pytest
+from e2e.manifests import counting
+from harness.installation import Yard
+from harness.job import Job, progress
+
+RENDERED = "trainyard.dev/rendered"
+
+
+def pod_facts(job: Job) -> dict[str, tuple[str, str]]:
+    """UID and rendering by pod name."""
+    return {
+        pod["metadata"]["name"]: (pod["metadata"]["uid"], pod["metadata"]["annotations"][RENDERED])
+        for pod in job.pods()
+    }
+
+
+@pytest.mark.timeout(600)
+def test_install_upgrade_roll_back_uninstall_and_install_under_another_name(yard: Yard, namespace: str) -> None:
+    job = yard.api.apply(counting("throughout", namespace, yard.trainer_image, nodes=2, steps=100_000))
+    job.wait_step(3)
+    before = pod_facts(job)
+
+    # Another trainer image as the default of new jobs, and another operator setting: a running job keeps its own.
+    yard.install("--set", "image.trainer.tag=another,operator.podGoneSeconds=6")
+    assert pod_facts(job) == before
+    job.kill_pod("throughout-1-1")
+    job.wait("a replacement that trains", lambda s: s["restarts"]["total"] == 1 and s["state"] == "Running", 90)
+    replaced = pod_facts(job)
+    assert replaced["throughout-0-1"] == before["throughout-0-1"], "the survivor stays"
+    assert replaced["throughout-1-2"][1] == before["throughout-1-1"][1], "a replacement is made like its peers"
+
+    yard.cluster.helm("rollback", "trainyard", "1", "--namespace", "trainyard-system", "--wait")
+    step = progress(job.status())
+    job.wait_step(step + 5)
+    assert pod_facts(job) == replaced
+
+    yard.uninstall()
+    crds = yard.cluster.kubectl("get", "crd", "-o", "name")
+    assert "trainingjobs.trainyard.dev" in crds, "jobs outlive the release"
+    assert pod_facts(job) == replaced, "training goes on without an operator"
+
+    yard.install(release="railway")
+    try:
+        step = progress(job.status())
+        job.wait_step(step + 5)
+        assert pod_facts(job) == replaced
+        job.kill_pod("throughout-0-1")
+        job.wait("another recovery", lambda s: s["restarts"]["total"] == 2 and s["state"] == "Running", 90)
+        job.delete()
+        job.wait_gone()
+    finally:
+        yard.uninstall("railway")
+        yard.install()
