@@ -59,6 +59,7 @@ for step in range(start + 1, steps + 1):
     time.sleep(seconds)
     keep(step)
     report(step)
+    print(f"rank {rank} finished step {step}", flush=True)
     code = injected()
     if code is not None:
         print(f"injected failure {code}", file=sys.stderr, flush=True)

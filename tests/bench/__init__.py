@@ -1,0 +1,1 @@
+"""`make bench`: measure and print the figures of docs/figures.md."""
