@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 from cluster import Cluster, remove
@@ -52,18 +53,23 @@ def first_step(yard: Yard, namespace: str, manifest: Object) -> float:
     return seconds
 
 
+def recovered(status: Object) -> bool:
+    """Whether the newest recovery has finished a step."""
+    recoveries = status.get("recoveries") or []
+    return bool(recoveries and recoveries[-1]["milliseconds"].get("total"))
+
+
 def rank_killed(yard: Yard, namespace: str, manifest: Object) -> float:
     """Seconds from the SIGKILL of a rank of pod 1 to the next finished step of rank 0."""
     job = yard.api.apply(manifest)
     job.wait_step(3, 240)
     killed = time.time()
     kill_rank(yard, job, f"{job.name}-1-1")
-    job.wait("a restart that finished steps",
-             lambda s: bool(s.get("recoveries")) and bool(s["recoveries"][-1]["milliseconds"].get("total")), 240)  # fmt: skip
+    job.wait("a restart that finished steps", recovered, 240)
     lines = steps(job, f"{job.name}-0-1")
     # The kill takes effect some time into the exec: the gap that holds it is the longest one since.
     times = [stamp for stamp, _ in lines if stamp > killed - 1]
-    gap = max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+    gap = max(later - earlier for earlier, later in pairwise(times))
     job.delete()
     job.wait_gone()
     return gap
@@ -112,7 +118,7 @@ def machine() -> str:
                   if line.startswith("model name")), platform.machine())  # fmt: skip
     memory = int(re.findall(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[0]) / 2**20
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, Linux {platform.release()}, commit {commit or 'unknown'}"
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, Linux {platform.release()}, commit {commit}"
 
 
 def write(rows: list[tuple[str, str]], provider: str) -> None:
@@ -120,8 +126,8 @@ def write(rows: list[tuple[str, str]], provider: str) -> None:
     lines = [
         "# Figures",
         "",
-        f"Printed by `make bench` on {datetime.now(UTC):%Y-%m-%d}: {machine()}, cluster of provider {provider}, two nodes "
-        "that share these cores. Medians; node-monitor-grace-period 8 s.",
+        f"Printed by `make bench` on {datetime.now(UTC):%Y-%m-%d}: {machine()}, cluster of provider {provider}, "
+        "two nodes that share these cores. Medians; node-monitor-grace-period 8 s.",
         "",
         "| what | measured |",
         "| --- | --- |",
