@@ -1,4 +1,4 @@
-"""Kubernetes, etcd, CoreDNS, KWOK and Helm, built from pinned Go modules into the user's cache.
+"""Kubernetes, etcd, CoreDNS, KWOK, Helm and kind, built from pinned Go modules into the user's cache.
 
 ``tools/*/go.mod`` are ordinary Go modules; ``go build`` fetches through GOPROXY and verifies by go.sum. The binaries
 are keyed by every go.mod and go.sum, the linker flags and the Go version: built once a machine and again only when a
@@ -53,7 +53,9 @@ class Module:
 
 _KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
 MODULES = (
-    Module("kubernetes", {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES}, versioned="k8s.io/kubernetes"),
+    Module(
+        "kubernetes", {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES}, versioned="k8s.io/kubernetes"
+    ),
     Module(
         "extras",
         {
@@ -63,6 +65,7 @@ MODULES = (
             "kwok": "sigs.k8s.io/kwok/cmd/kwok",
         },
     ),
+    Module("kind", {"kind": "sigs.k8s.io/kind"}),
 )
 
 
@@ -84,23 +87,28 @@ def key(modules: tuple[Module, ...], go_version: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def binaries(progress: Progress) -> Path:
-    """The folder with all programs; builds them first if they are not there."""
+# What talks to a cluster, whoever runs it.
+CLIENTS = frozenset({"kubectl", "helm"})
+BUILTIN = frozenset(name for module in MODULES for name in module.programs) - {"kind"}
+
+
+def binaries(progress: Progress, wanted: frozenset[str] = BUILTIN) -> Path:
+    """The folder with the programs; builds those of ``wanted`` that are not there."""
     found = _go_on_path()
     target = cache_root() / "bin" / key(MODULES, found[1] if found else GO_PACKAGE_VERSION)
-    if _complete(target):
+    if _complete(target, wanted):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(target.parent / "lock"):
-        if not _complete(target):
+        if not _complete(target, wanted):
             go = found[0] if found else _install_go(progress)
             for module in MODULES:
-                _build(go, module, target, progress)
+                _build(go, module, target, wanted, progress)
     return target
 
 
-def _complete(folder: Path) -> bool:
-    return all((folder / name).exists() for module in MODULES for name in module.programs)
+def _complete(folder: Path, wanted: frozenset[str]) -> bool:
+    return all((folder / name).exists() for name in wanted)
 
 
 def _go_on_path() -> tuple[str, str] | None:
@@ -128,21 +136,26 @@ def _install_go(progress: Progress) -> str:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
             if done.returncode != 0:
                 raise ClusterError(
-                    f"no Go {'.'.join(map(str, MINIMUM_GO))} or newer on PATH, and installing it failed; install Go from "
-                    f"https://go.dev/dl/ or see: {' '.join(command)}\n{done.stderr.strip()[-1000:]}"
+                    f"no Go {'.'.join(map(str, MINIMUM_GO))} or newer on PATH, and installing it failed; "
+                    f"install Go from https://go.dev/dl/ or see: {' '.join(command)}\n{done.stderr.strip()[-1000:]}"
                 )
     return str(go)
 
 
-def _build(go: str, module: Module, target: Path, progress: Progress) -> None:
-    """Build the module's programs into ``target``; each appears there complete or not at all."""
+def _build(go: str, module: Module, target: Path, wanted: frozenset[str], progress: Progress) -> None:
+    """Build the module's missing programs into ``target``; each appears there complete or not at all."""
+    programs = {
+        name: package for name, package in module.programs.items() if name in wanted and not (target / name).exists()
+    }
+    if not programs:
+        return
     work = target.with_name(f"{target.name}.{module.folder}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     command = [go, "build", "-v", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", module.ldflags(),
-               "-o", f"{work}/", *module.programs.values()]  # fmt: skip
+               "-o", f"{work}/", *programs.values()]  # fmt: skip
     environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
-    names = ", ".join(module.programs)
+    names = ", ".join(programs)
     with progress.step(f"building {names} (once a machine; several minutes when Go's cache is cold)"):
         process = subprocess.Popen(command, cwd=module.path, env=environment, stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
@@ -158,7 +171,7 @@ def _build(go: str, module: Module, target: Path, progress: Progress) -> None:
     if status != 0:
         raise ClusterError(f"go build in {module.path} failed:\n" + "\n".join(messages[-20:]))
     target.mkdir(exist_ok=True)
-    for name, package in module.programs.items():
+    for name, package in programs.items():
         (work / _output_name(package)).replace(target / name)
     shutil.rmtree(work)
 

@@ -20,7 +20,11 @@ ALL_NAMESPACES = ("-n", "-m", "-u", "-i", "-p")
 _GATE = ["/bin/sh", "-c", 'IFS= read -r go || exit 1; exec "$@" </dev/null', "gate"]
 
 # A daemon gets no more of the caller's environment than it needs, so that clusters behave alike everywhere.
-_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
 
 _LIVING: list[subprocess.Popen[bytes]] = []
 
@@ -127,7 +131,9 @@ def run(argv: Sequence[str | Path], *, stdin: str | None = None, what: str = "",
     return done.stdout
 
 
-def run_in(pid: int, argv: Sequence[str | Path], *, stdin: str | None = None, what: str = "", seconds: float = 60) -> str:
+def run_in(
+    pid: int, argv: Sequence[str | Path], *, stdin: str | None = None, what: str = "", seconds: float = 60
+) -> str:
     """``run`` inside the namespaces of ``pid``."""
     return run(["nsenter", "-t", str(pid), *ALL_NAMESPACES, "--", *argv], stdin=stdin, what=what, seconds=seconds)
 

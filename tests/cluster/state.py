@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,3 +47,8 @@ def names() -> list[str]:
     """Clusters with a folder, whatever state they are in."""
     root = clusters_root()
     return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.exists() else []
+
+
+def forget(name: str) -> None:
+    """Drop the folder of a cluster of which nothing else is left."""
+    shutil.rmtree(cluster_dir(name), ignore_errors=True)

@@ -72,7 +72,9 @@ def remove(path: str, seconds: float = 5.0) -> None:
             _remove_below(top)
             if top.is_dir():
                 if time.monotonic() > deadline:
-                    raise ClusterError(f"cgroup {top} cannot be removed: processes are left in it (see its cgroup.procs)")
+                    raise ClusterError(
+                        f"cgroup {top} cannot be removed: processes are left in it (see its cgroup.procs)"
+                    )
                 time.sleep(0.02)
 
 

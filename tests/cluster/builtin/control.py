@@ -123,7 +123,9 @@ class ControlPlane:
         account = False
         while time.monotonic() < deadline:
             try:
-                missing = set(nodes) - {node["metadata"]["name"] for node in self.objects("/api/v1/nodes") if _is_ready(node)}
+                missing = set(nodes) - {
+                    node["metadata"]["name"] for node in self.objects("/api/v1/nodes") if _is_ready(node)
+                }
                 account = account or bool(self.get("/api/v1/namespaces/default/serviceaccounts/default"))
             except OSError:
                 pass  # the account is made a moment after the namespace

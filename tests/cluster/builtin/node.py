@@ -112,9 +112,8 @@ class Node:
             if not self.ledger.processes("containerd", self.plan.name):
                 break
             time.sleep(0.05)
-        raise ClusterError(
-            f"containerd on {self.plan.name} does not answer; the end of its log:\n{self.machine.log_tail('containerd')}"
-        )
+        tail = self.machine.log_tail("containerd")
+        raise ClusterError(f"containerd on {self.plan.name} does not answer; the end of its log:\n{tail}")
 
     def _inner(self, path: str) -> Path:
         """A path of the node, seen from the host."""
@@ -122,20 +121,21 @@ class Node:
 
     def _load_pause(self, pause: Layout) -> None:
         self.wait_containerd()
-        self.load(pause, pause_image(pause), pause_image(pause))
+        self.load(pause, pause_image(pause), [pause_image(pause)])
 
-    def load(self, layout: Layout, name: str, image: str) -> int:
-        """Import an image under the name ``image``; returns the bytes of layers that the node did not have yet."""
-        have = set(self.ctr("content", "ls", "--quiet").split())
-        archive = self.machine.folder / f"import-{os.getpid()}.tar"
+    def load(self, layout: Layout, name: str, images: list[str]) -> int:
+        """Import an image under the names ``images``; returns the bytes of layers that the node did not have yet."""
         entry = layout.descriptor(name)
         if entry is None:
             raise ClusterError(f"image {name} is not in {layout.folder}; build it first")
-        if f"{image} {entry['digest']}" in self.images():
+        present = self.images()
+        wanted = [image for image in images if f"{image} {entry['digest']}" not in present]
+        if not wanted:
             return 0
+        have = set(self.ctr("content", "ls", "--quiet").split())
+        archive = self.machine.folder / f"import-{os.getpid()}.tar"
         try:
-            size = layout.archive(name, image, have, archive)
-            # The node sees the host's files by the same paths, save for /run and /var.
+            size = layout.archive(name, wanted, have, archive)
             with archive.open("rb") as source:
                 self._import(source.fileno())
         finally:
@@ -160,14 +160,12 @@ class Node:
 
 
 def service_state(ledger: Ledger, role: str, node: str = "") -> str:
-    """"running", "paused" or "stopped", with pid, age and memory where there is a process."""
+    """ "running", "paused" or "stopped", with pid, age and memory where there is a process."""
     found = ledger.processes(role, node)
     if not found:
         return "stopped"
     pid = found[-1].pid
-    status = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
-    )
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     word = "paused" if status["State"].split()[0] in "Tt" else "running"
     memory = int(status.get("VmRSS", "0 kB").split()[0]) / 1024
     ticks = os.sysconf("SC_CLK_TCK")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster import gotools, ledger, packages
-from cluster.builtin import addresses, cgroups, node, control
+from cluster.builtin import addresses, cgroups, configs, control, node
 from cluster.builtin.addresses import NodePlan, node_number
 from cluster.builtin.control import ControlPlane
 from cluster.builtin.node import Node
@@ -47,7 +46,9 @@ def create(name: str, nodes: int, progress: Progress) -> State:
 def _create(name: str, nodes: int, programs: Path, progress: Progress) -> State:
     plans = [NodePlan(number) for number in range(1, nodes + 1)]
     folder = cluster_dir(name)
-    state = State(name, "builtin", str(folder / "kubeconfig"), nodes=[plan.name for plan in plans], programs=str(programs))
+    state = State(
+        name, "builtin", str(folder / "kubeconfig"), nodes=[plan.name for plan in plans], programs=str(programs)
+    )
     state.save()
     book = Ledger(folder / "ledger")
     pause = Layout(cache_root() / "images" / "pause")
@@ -74,7 +75,7 @@ def _create(name: str, nodes: int, programs: Path, progress: Progress) -> State:
             each.start_service("kube-proxy")
     _write_kubeconfig(state, plane)
     with progress.step(f"{nodes} nodes Ready"):
-        _kubectl(state, "apply", "-f", "-", stdin=control.configs.coredns_rights())
+        _kubectl(state, "apply", "-f", "-", stdin=configs.coredns_rights())
         plane.wait_usable(state.nodes)
     state.phase = "ready"
     state.save()
@@ -213,10 +214,10 @@ class Levers:
         with locked(self.state.name):
             _remove_node(self.state, self.node(name))
 
-    def load(self, layout: Layout, name: str, image: str) -> int:
+    def load(self, layout: Layout, name: str, images: list[str]) -> int:
         """Load into all nodes side by side; returns the bytes moved to the node that needed most."""
         with ThreadPoolExecutor(max_workers=4) as pool:
-            return max(pool.map(lambda each: self.node(each).load(layout, name, image), self.state.nodes), default=0)
+            return max(pool.map(lambda each: self.node(each).load(layout, name, images), self.state.nodes), default=0)
 
     def run_on(self, name: str, argv: list[str]) -> str:
         """Run a command on a node, or on the control plane for ""."""

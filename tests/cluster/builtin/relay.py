@@ -23,9 +23,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write_eof()
 
 
-async def _serve(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, port: int
-) -> None:
+async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, port: int) -> None:
     try:
         inner_reader, inner_writer = await asyncio.open_connection(address, port)
     except OSError:

@@ -68,8 +68,8 @@ def mirror() -> str:
     """The mirror that this machine's apt uses, if it is a Debian; only debootstrap itself sees it."""
     if not shutil.which("apt-get"):
         return _MIRROR
-    done = subprocess.run(["apt-get", "indextargets", "--format", "$(SITE)", "Codename: " + _SUITE, "Created-By: Packages"],
-                          capture_output=True, text=True)  # fmt: skip
+    filters = ["Codename: " + _SUITE, "Created-By: Packages"]
+    done = subprocess.run(["apt-get", "indextargets", "--format", "$(SITE)", *filters], capture_output=True, text=True)
     sites = [line for line in done.stdout.splitlines() if line.startswith("http")]
     return sites[0].rstrip("/") if done.returncode == 0 and sites else _MIRROR
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import ClusterError
+
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _INDEX = "application/vnd.oci.image.index.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -38,6 +40,13 @@ class Layout:
         if not path.exists():
             return {"schemaVersion": 2, "mediaType": _INDEX, "manifests": []}
         return dict(json.loads(path.read_text()))
+
+    def names(self) -> list[str]:
+        """The images' names, oldest first."""
+        found = [
+            entry.get("annotations", {}).get("org.opencontainers.image.ref.name") for entry in self.index()["manifests"]
+        ]
+        return [name for name in found if name]
 
     def descriptor(self, name: str) -> dict[str, Any] | None:
         """The manifest's descriptor of the image called ``name``, if it is here with all of its blobs."""
@@ -94,7 +103,10 @@ class Layout:
         }
         entry = {"mediaType": _MANIFEST, **self.write_blob(json.dumps(manifest).encode())}
         index = self.index()
-        index["manifests"] = [*index["manifests"], {**entry, "annotations": {"org.opencontainers.image.ref.name": name}}]
+        index["manifests"] = [
+            *index["manifests"],
+            {**entry, "annotations": {"org.opencontainers.image.ref.name": name}},
+        ]
         self._write_index(index)
 
     def _write_index(self, index: dict[str, Any]) -> None:
@@ -104,16 +116,19 @@ class Layout:
         fresh.write_text(json.dumps(index))
         fresh.replace(self.folder / "index.json")
 
-    def archive(self, name: str, image: str, have: set[str], target: Path) -> int:
-        """Write an archive to import ``name`` as ``image``, without the blobs that the receiver has.
+    def archive(self, name: str, images: list[str], have: set[str], target: Path) -> int:
+        """Write an archive to import ``name`` under the names ``images``, without the blobs that the receiver has.
 
         Returns the number of bytes of blobs in it.
         """
         entry = self.descriptor(name)
-        assert entry is not None, name
-        index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": [
+        if entry is None:
+            raise ClusterError(f"image {name} is not in {self.folder}; build it first")
+        manifests = [
             {**entry, "annotations": {"io.containerd.image.name": image, "org.opencontainers.image.ref.name": image}}
-        ]}  # fmt: skip
+            for image in images
+        ]
+        index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": manifests}
         size = 0
         with tarfile.open(target, "w") as tar:
             _add_bytes(tar, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
