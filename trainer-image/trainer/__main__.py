@@ -1,0 +1,33 @@
+"""One rank: `python -m trainer`. Exit codes: 0 finished, 75 saved after a drain, 78 bad configuration, 1 failed."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from trainer import config, errors
+from trainyard.api import EXIT_CONFIG
+
+
+def main() -> int:
+    """Run one rank; every failure is told in one line, last on stderr."""
+    try:
+        train, run = config.load(sys.argv[1:], os.environ)
+        config.layout(train, run.rank.world_size)
+        config.batch_size(train, run.rank.world_size)
+        from trainer.pretrain import pretrain  # torch takes seconds to import: mistakes above are told before
+
+        return pretrain(train, run)
+    except errors.ConfigError as error:
+        errors.report(error)
+        return EXIT_CONFIG
+    except Exception as error:
+        errors.report(error)
+        return 1
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads and process groups of a broken gang must not keep the process alive

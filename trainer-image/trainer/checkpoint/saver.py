@@ -1,0 +1,175 @@
+"""Saving while training goes on: the state is copied, then a thread writes, hashes and commits it.
+
+All ranks start a save at the same step. The thread has a process group of its own; every stage of it ends in a
+collective, so a failure of one rank is everybody's failure and a gang that lost a rank can never commit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import save as save_distributed
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
+
+from trainer.checkpoint import folder as folders
+from trainer.checkpoint.folder import Marker
+from trainer.distributed import Gang
+from trainer.errors import describe, one_line
+from trainer.files import FileSum, sum_file, sync_folder, write_durably
+
+State = dict[str, dict[str, torch.Tensor]]
+
+
+class _Writer(FileSystemWriter):  # type: ignore[misc]  # torch is not typed here
+    """torch's writer without its rename of `.metadata`, which some mounts of object stores cannot do."""
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        metadata.storage_data = {one.index: one.storage_data for part in results for one in part}
+        metadata.storage_meta = self.storage_meta()
+        write_durably(Path(self.path) / ".metadata", pickle.dumps(metadata))
+
+
+class Saver:
+    """Saves this job's checkpoints under `root`.
+
+    `on_commit(step)` and `on_failure(step, reason)` are called by rank 0's thread."""
+
+    def __init__(self, root: Path, gang: Gang, generation: str, keep: int, model: dict[str, Any],
+                 on_commit: Callable[[int], None], on_failure: Callable[[int, str], None]) -> None:
+        self._root = root
+        self._gang = gang
+        self._generation = generation
+        self._keep = keep
+        self._model = model
+        self._on_commit = on_commit
+        self._on_failure = on_failure
+        self._thread: threading.Thread | None = None
+        self._staged: State = {}
+        self.protected: Path | None = None  # what training was resumed from
+        self.damaged: set[Path] = set()  # found when resuming
+        self.saved_step: int | None = None  # the newest that was committed or resumed from
+        self.failures = 0  # in a row
+        self.failed_at = 0.0  # monotonic seconds
+
+    @property
+    def busy(self) -> bool:
+        """Is a save still being written?"""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, step: int, state: State, training: dict[str, Any]) -> None:
+        """Copy the state and write it in the background. Every rank calls this at the same step, when none is busy."""
+        self.wait()
+        self._stage(state)
+        self._thread = threading.Thread(target=self._run, args=(step, dict(training)), name=f"save-{step}", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def retry_due(self) -> bool:
+        """After failures: has it been long enough for another try? 5 s, 10 s, 20 s, ... at most 5 minutes."""
+        if not self.failures:
+            return False
+        return time.monotonic() - self.failed_at >= min(5 * 2 ** (self.failures - 1), 300)
+
+    @torch.no_grad()
+    def _stage(self, state: State) -> None:
+        """Copy into memory of the host that is kept between saves."""
+        for part, tensors in state.items():
+            kept = self._staged.setdefault(part, {})
+            for name, tensor in tensors.items():
+                local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor.detach()
+                if name not in kept:
+                    buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.device.type == "cuda")
+                    kept[name] = DTensor(buffer, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) \
+                        else buffer
+                target = kept[name]._local_tensor if isinstance(kept[name], DTensor) else kept[name]
+                target.copy_(local)
+
+    def _run(self, step: int, training: dict[str, Any]) -> None:
+        path = self._root / folders.folder_name(step, self._generation)
+        try:
+            self._write(path, step, training)
+        except Exception as error:
+            self.failures += 1
+            self.failed_at = time.monotonic()
+            if self._gang.first:
+                folders.remove(path)
+                self._on_failure(step, _reason(error))
+            return
+        self.failures = 0
+        self.saved_step = step
+        if self._gang.first:
+            self._on_commit(step)
+            self._retire()
+
+    def _write(self, path: Path, step: int, training: dict[str, Any]) -> None:
+        """Every rank writes its files, then all check that all did, then rank 0 writes the marker."""
+        self._all_or_none(lambda: _fresh(path) if self._gang.first else None)
+        save_distributed(self._staged, storage_writer=_Writer(path), process_group=self._gang.saving)
+        sums: dict[str, FileSum] = {}
+        for part in self._all_or_none(lambda: self._hand_in(path)):
+            sums.update(part)
+        marker = Marker(step, self._generation, self._gang.world_size, self._model, training, sums)
+        self._all_or_none(lambda: folders.write_marker(path, marker) if self._gang.first else None)
+        if self._gang.first:
+            sync_folder(self._root)
+
+    def _hand_in(self, path: Path) -> dict[str, FileSum]:
+        mine = [name for name in os.listdir(path) if name.startswith(f"__{self._gang.rank}_")]
+        if self._gang.first:
+            mine.append(".metadata")
+        sync_folder(path)
+        return {name: sum_file(path / name) for name in mine}
+
+    def _all_or_none(self, work: Callable[[], Any]) -> list[Any]:
+        """Do `work` on each rank and return every rank's result; raise on all if any failed."""
+        result: Any = None
+        problem: str | None = None
+        try:
+            result = work()
+        except Exception as error:
+            problem = describe(error)
+        everybody: list[Any] = [None] * self._gang.world_size
+        dist.all_gather_object(everybody, (result, problem), group=self._gang.saving)
+        for rank, (_, text) in enumerate(everybody):
+            if text:
+                raise OSError(f"rank {rank}: {text}")
+        return [result for result, _ in everybody]
+
+    def _retire(self) -> None:
+        try:
+            folders.retire(self._root, folders.generation_of(self._generation), self._keep, self.protected,
+                           self.damaged)
+        except OSError as error:
+            print(f"warning: cannot delete old checkpoints in {self._root}: {error.strerror}", flush=True)
+
+
+def _fresh(path: Path) -> None:
+    """An empty folder; what an earlier try at the same step left is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not folders.remove(path):
+        raise OSError(f"cannot remove what an earlier try left in {path}")
+    path.mkdir()
+
+
+def _reason(error: Exception) -> str:
+    """One line; torch's CheckpointException hides each rank's own error in `failures`."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        rank, (cause, _) = min(failures.items())
+        return one_line(f"rank {rank}: {describe(cause)}", 400)
+    return one_line(error, 400)

@@ -1,0 +1,168 @@
+"""What one rank is told: `TrainConfig` from a file, its place in the gang and its paths from the environment."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer.errors import ConfigError
+from trainyard.api.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A process's place in the gang."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the ranks are arranged: `data` replicas of a model sharded over `shard` ranks each."""
+
+    data: int
+    shard: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything outside `spec.train` that a rank goes by."""
+
+    rank: Rank
+    checkpoint: Path | None  # folder of the job's checkpoints; None: nothing is kept
+    every: int  # steps between two checkpoints
+    keep: int  # checkpoints that stay
+    generation: str | None  # "3" or "3.1"; None: nobody counts generations, the checkpoint folder decides
+    progress: Path | None
+    drain: Path | None
+
+
+def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[TrainConfig, Run]:
+    """Configuration from `--config` or $TRAINYARD_TRAIN_CONFIG, and the rank's environment.
+
+    Raises ConfigError."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="One rank of a training run.")
+    parser.add_argument("--config", help="TrainConfig as YAML or JSON, or a TrainingJob manifest with spec.train")
+    parser.add_argument("--checkpoint", help="folder of the checkpoints (default: $TRAINYARD_CHECKPOINT)")
+    parser.add_argument("--checkpoint-every", type=int, help="steps between two checkpoints (default: 100)")
+    parser.add_argument("--checkpoint-keep", type=int, help="checkpoints that stay (default: 3)")
+    given = parser.parse_args(arguments)
+    path = given.config or environment.get("TRAINYARD_TRAIN_CONFIG")
+    if not path:
+        raise ConfigError("no configuration: give --config FILE or set TRAINYARD_TRAIN_CONFIG")
+    folder = given.checkpoint or environment.get("TRAINYARD_CHECKPOINT")
+    run = Run(
+        rank=rank_of(environment),
+        checkpoint=Path(folder) if folder else None,
+        every=given.checkpoint_every or _whole(environment, "TRAINYARD_CHECKPOINT_EVERY", 100),
+        keep=given.checkpoint_keep or _whole(environment, "TRAINYARD_CHECKPOINT_KEEP", 3),
+        generation=environment.get("TRAINYARD_GENERATION"),
+        progress=_path(environment, "TRAINYARD_PROGRESS"),
+        drain=_path(environment, "TRAINYARD_DRAIN"),
+    )
+    return read(Path(path)), run
+
+
+def read(path: Path) -> TrainConfig:
+    """The TrainConfig in a YAML or JSON file. Raises ConfigError that names every wrong field."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from None
+    try:
+        content = json.loads(text) if path.suffix == ".json" else _yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
+    if isinstance(content, dict) and content.get("kind") == "TrainingJob":
+        content = (content.get("spec") or {}).get("train")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} should hold the fields of spec.train, found {type(content).__name__}")
+    try:
+        return TrainConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _yaml(text: str) -> Any:
+    import yaml  # only people's own files are YAML; a job's is JSON
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def _explain(item: Any) -> str:
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
+    found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
+    return f"train{where}: {item['msg']}{found}"
+
+
+def rank_of(environment: Mapping[str, str]) -> Rank:
+    """The rank as torchrun and Trainyard's supervisor describe it; without them a gang of one."""
+    if "RANK" not in environment:
+        return Rank(0, 0, 1, 1)
+    world = _whole(environment, "WORLD_SIZE", 1)
+    return Rank(_whole(environment, "RANK", 0), _whole(environment, "LOCAL_RANK", 0), world,
+                _whole(environment, "LOCAL_WORLD_SIZE", world))
+
+
+def rendezvous_defaults() -> None:
+    """Complete the environment that torch.distributed reads when nobody started us as one of a gang."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port))
+
+
+def layout(config: TrainConfig, world_size: int) -> Layout:
+    """The layout that was asked for, completed. Raises ConfigError if it does not fit the number of ranks."""
+    data, shard = config.parallel.data, config.parallel.shard
+    if data is None and shard is None:
+        return Layout(1, world_size)
+    if data is None or shard is None:
+        name, given = ("shard", shard) if data is None else ("data", data)
+        assert given is not None
+        if world_size % given:
+            raise ConfigError(f"train.parallel.{name} is {given}, but {world_size} ranks are not a multiple of it")
+        return Layout(world_size // given, given) if name == "shard" else Layout(given, world_size // given)
+    if data * shard != world_size:
+        raise ConfigError(f"train.parallel.data x shard should be the number of ranks, {world_size}, "
+                          f"found {data} x {shard} = {data * shard}")
+    return Layout(data, shard)
+
+
+def batch_size(config: TrainConfig, world_size: int) -> int:
+    """Samples an optimizer step. Raises ConfigError if the ranks cannot share them out evenly."""
+    unit = config.micro_batch_size * world_size
+    batch = config.batch_size if config.batch_size is not None else unit
+    if batch % unit:
+        raise ConfigError(f"train.batchSize should be a multiple of {unit} (microBatchSize {config.micro_batch_size} x "
+                          f"{world_size} ranks), found {batch}")
+    return batch
+
+
+def _whole(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
+    if not text.isdecimal():
+        raise ConfigError(f"{name} should be a whole number, found {text!r}")
+    return int(text)
+
+
+def _path(environment: Mapping[str, str], name: str) -> Path | None:
+    text = environment.get(name)
+    return Path(text) if text else None

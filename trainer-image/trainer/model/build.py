@@ -1,0 +1,39 @@
+"""The model on the meta device: names and shapes, not one number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.errors import ConfigError, one_line
+
+
+def complete(fields: dict[str, Any]) -> Any:
+    """transformers' LlamaConfig of these fields. Raises ConfigError if transformers refuses them."""
+    from transformers.models.llama.configuration_llama import LlamaConfig
+
+    try:
+        return LlamaConfig(**{**fields, "use_cache": False})
+    except Exception as error:  # whatever its validation raises is about the user's fields
+        raise ConfigError(f"transformers does not accept train.model.config: {one_line(error, 400)}") from None
+
+
+def on_meta(config: Any) -> nn.Module:
+    """LlamaForCausalLM without storage."""
+    from transformers.models.llama.modeling_llama import LlamaForCausalLM
+
+    config._attn_implementation = "sdpa"
+    try:
+        with torch.device("meta"):
+            model: nn.Module = LlamaForCausalLM(config)
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise ConfigError(f"transformers cannot build a model from train.model: {one_line(error, 400)}") from None
+    return model.train()
+
+
+def restore_buffers(model: Any, device: torch.device) -> None:
+    """Compute what the meta device could not hold and no checkpoint carries: the rotary frequencies."""
+    rotary = model.model.rotary_emb
+    model.model.rotary_emb = type(rotary)(config=model.config).to(device)

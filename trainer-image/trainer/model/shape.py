@@ -1,0 +1,99 @@
+"""Which model: LLaMA2's published shapes and Hugging Face configs, without importing transformers or torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError
+from trainyard.api.train import ModelConfig
+
+LLAMA2: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "mlp_bias": False,
+}
+
+
+def _shape(hidden: int, inner: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    return {**LLAMA2, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+
+
+PRESETS = {
+    "tiny": _shape(128, 352, 6, 4, 4),  # 9.4 million parameters, 8.2 of them embeddings
+    "7b": _shape(4096, 11008, 32, 32, 32),
+    "13b": _shape(5120, 13824, 40, 40, 40),
+    "70b": _shape(8192, 28672, 80, 64, 8),
+}
+
+def fields(model: ModelConfig) -> dict[str, Any]:
+    """The Hugging Face config fields of the model: the files of `path` or the shape of `size`, `config` over it.
+
+    Raises ConfigError if they cannot be read or do not describe a Llama."""
+    found: dict[str, Any] = {}
+    if model.path is not None:
+        found = _read(Path(model.path) / "config.json")
+    elif model.size is not None:
+        found = dict(PRESETS[model.size])
+    found.update(model.config or {})
+    kind = found.setdefault("model_type", "llama")
+    if kind != "llama":
+        raise ConfigError(f"train.model should be of model_type 'llama' (family llama2), found {kind!r}")
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "max_position_embeddings"):
+        value = found.setdefault(name, LLAMA2.get(name))
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"train.model.config.{name} should be a whole number of at least 1, found {value!r}")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"train.model.path should be a Hugging Face folder: cannot read {path}: "
+                          f"{error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} should hold a JSON object, found {type(content).__name__}")
+    return content
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes two models the same, so that one's checkpoint can be loaded into the other: the fields that decide
+    shapes and meaning of the weights, with transformers' defaults where they are left out."""
+    heads = config["num_attention_heads"]
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    same: dict[str, Any] = {name: config[name] for name in (
+        "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
+    for name, default in (("num_key_value_heads", heads), ("head_dim", config["hidden_size"] // heads),
+                          ("hidden_act", "silu"), ("rms_norm_eps", 1e-6), ("tie_word_embeddings", False),
+                          ("attention_bias", False), ("mlp_bias", False)):
+        value = config.get(name)
+        same[name] = default if value is None else value
+    same["rope_theta"] = float(rope.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+    same["rope_type"] = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    if same["rope_type"] != "default":
+        same["rope_scaling"] = {name: value for name, value in sorted(rope.items()) if name != "type"}
+    return same
+
+
+def check_sequence(config: dict[str, Any], sequence_length: int) -> None:
+    """Raise ConfigError if a sample is longer than the model's positions."""
+    longest = config["max_position_embeddings"]
+    if sequence_length > longest:
+        raise ConfigError(f"train.data.sequenceLength should be at most the model's max_position_embeddings, "
+                          f"{longest}, found {sequence_length}")

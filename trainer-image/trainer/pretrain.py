@@ -1,0 +1,360 @@
+"""The training run, from top to bottom: check, connect, data, model, resume, steps, save, export."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from trainer import config as configs
+from trainer import export, parallel
+from trainer.checkpoint import resume
+from trainer.checkpoint.saver import Saver, State
+from trainer.config import Run
+from trainer.data import batches as data
+from trainer.data import sources, tokenizer
+from trainer.data.batches import Batches
+from trainer.distributed import Gang, connect, gather, tell_all, together
+from trainer.errors import ConfigError, describe
+from trainer.model import build, shape, weights
+from trainer.optimizer import AdamW, learning_rate
+from trainer.precision import DTYPES, LossScale, Precision, choose, clear_overflow, overflow_seen
+from trainer.progress import Progress
+from trainyard.api import EXIT_DRAINED
+from trainyard.api.train import TrainConfig
+
+FINAL_TRIES = 5  # of the save that ends a run: 1, 2, 4, 8 seconds apart
+
+
+def pretrain(config: TrainConfig, run: Run) -> int:
+    """Train as configured. Returns the exit code: 0 at the end, 75 after a drain. Raises ConfigError."""
+    layout = configs.layout(config, run.rank.world_size)
+    batch_size = configs.batch_size(config, run.rank.world_size)
+    gang = connect(run.rank, problem_of_this_pod(config, run))
+    fields = shape.fields(config.model)
+    identity = shape.identity(fields)
+    progress = Progress(run.progress, steps=config.steps, data=layout.data, shard=layout.shard)
+    if already_exported(config, run, gang, identity):
+        say(gang, f"the model of step {config.steps} is exported already, nothing to do")
+        progress.update(step=config.steps, durableStep=config.steps)
+        return 0
+
+    training, validation = open_data(config, run, gang, fields["vocab_size"])
+    say(gang, f"data: {training.samples} samples of {config.data.sequence_length} tokens")
+    precision = choose(config.precision, gang.device)
+    model = sharded_model(config, gang, layout, fields, precision)
+    optimizer = AdamW(model, config.optimizer)
+    say(gang, f"model: {parallel.parameter_count(model) / 1e6:.1f} million parameters, {precision}, "
+              f"{layout.data} replicas x {layout.shard} shards on {gang.device.type}")
+
+    loop = Loop(config, run, gang, model, optimizer, training, validation, batch_size, layout.data, precision, progress,
+                identity)
+    loop.resume()
+    drained = loop.run()
+    if drained:
+        return EXIT_DRAINED
+    if config.export and run.checkpoint is not None:
+        started = time.monotonic()
+        token_path = Path(config.data.tokenizer) if config.data.tokenizer else None
+        export.write(model, run.checkpoint / export.FOLDER, gang, DTYPES[precision], config.steps, identity, token_path)
+        say(gang, f"exported to {run.checkpoint / export.FOLDER} in {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def problem_of_this_pod(config: TrainConfig, run: Run) -> str | None:
+    """What is wrong with the files that this pod sees, in one line; the others may see them otherwise."""
+    try:
+        shape.check_sequence(shape.fields(config.model), config.data.sequence_length)
+        if config.model.path is not None:
+            weights.check_folder(Path(config.model.path))
+        found = sources.find_all(config.data.sources, "train.data.sources")
+        if config.evaluate is not None:
+            found += sources.find_all(config.evaluate.data, "train.evaluate.data")
+        data.check(found, config.data.tokenizer)
+        if config.data.tokenizer is not None:
+            tokenizer.find(Path(config.data.tokenizer))
+        if run.checkpoint is not None and run.checkpoint.exists() and not run.checkpoint.is_dir():
+            raise ConfigError(f"the checkpoint folder {run.checkpoint} should be a folder, found a file")
+    except ConfigError as error:
+        return describe(error)
+    return None
+
+
+def already_exported(config: TrainConfig, run: Run, gang: Gang, identity: dict[str, Any]) -> bool:
+    """Did an earlier run of this job reach its end? Then there is nothing to train."""
+    if run.checkpoint is None or not config.export:
+        return False
+    return all(gather(gang, export.finished(run.checkpoint / export.FOLDER, config.steps, identity)))
+
+
+def open_data(config: TrainConfig, run: Run, gang: Gang, vocab_size: int) -> tuple[Batches, Batches | None]:
+    """Training and validation samples; text is tokenised first if nobody has done it yet."""
+    cache = Path(config.data.cache) if config.data.cache else run.checkpoint / "data" if run.checkpoint else None
+    token_path = Path(config.data.tokenizer) if config.data.tokenizer else None
+    threads = torch.get_num_threads() * run.rank.local_world_size
+
+    def tokenised(given: list[Any], where: str) -> list[sources.Files]:
+        return data.open_all(sources.find_all(given, where), token_path, cache, gang, threads,
+                             run.rank.local_world_size)
+
+    train_files = tokenised(config.data.sources, "train.data.sources")
+    held_out = tokenised(config.evaluate.data, "train.evaluate.data") if config.evaluate else []
+
+    def batches(files: list[sources.Files]) -> Batches:
+        return data.batches(files, config.data.sequence_length, config.seed, vocab_size)
+
+    return together(gang, lambda: (batches(train_files), batches(held_out) if held_out else None))
+
+
+def sharded_model(config: TrainConfig, gang: Gang, layout: configs.Layout, fields: dict[str, Any],
+                  precision: Precision) -> nn.Module:
+    """The model, spread over the ranks before it has any weights, so that none ever holds it whole."""
+    model = build.on_meta(build.complete(fields))
+    parallel.apply(model, parallel.mesh(layout, gang.device), precision, config.activation_checkpointing)
+    weights.materialise(model, gang.device)
+    build.restore_buffers(model, gang.device)
+    if config.model.path is not None:
+        folder = Path(config.model.path)
+        together(gang, lambda: weights.read(model, folder))
+    else:
+        weights.draw(model, config.seed)
+    return model
+
+
+@dataclass
+class Totals:
+    """What the ranks add up once a step."""
+
+    loss: float  # mean over the batch's target tokens
+    norm: float  # of the gradients, before clipping
+    overflow: bool
+    drain: bool
+    busy: bool  # is a rank still writing a checkpoint?
+    save: bool
+
+
+class Loop:
+    """The steps, and the counters that a checkpoint carries besides tensors: `step` finished, `samples` taken."""
+
+    def __init__(self, config: TrainConfig, run: Run, gang: Gang, model: Any, optimizer: AdamW, training: Batches,
+                 validation: Batches | None, batch_size: int, replicas: int, precision: Precision,
+                 progress: Progress, identity: dict[str, Any]) -> None:
+        self.config, self.run_, self.gang = config, run, gang
+        self.model, self.optimizer = model, optimizer
+        self.training, self.validation = training, validation
+        self.batch_size, self.replicas = batch_size, replicas
+        self.micro_batches = batch_size // (config.micro_batch_size * gang.world_size)
+        self.progress, self.identity = progress, identity
+        self.scale = LossScale() if precision == "fp16" else None
+        self.step = self.samples = 0
+        self.save_begun = 0  # step of the newest save that was started
+        self.saver: Saver | None = None
+        self.positions = torch.arange(config.data.sequence_length, device=gang.device)[None]
+
+    # ---- what a checkpoint holds
+
+    def state(self) -> State:
+        """Tensors, sharded; loading into them restores model and optimizer."""
+        parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return {"model": parameters, **self.optimizer.state()}
+
+    def counters(self) -> dict[str, Any]:
+        """The rest."""
+        scale = {"lossScale": self.scale.value, "goodSteps": self.scale.good_steps} if self.scale else {}
+        return {"samples": self.samples, "updates": self.optimizer.updates, **scale}
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint that verifies, if there is one."""
+        root = self.run_.checkpoint
+        if root is None:
+            say(self.gang, "no checkpoint folder: nothing is saved")
+            return
+        choice = resume.newest_that_verifies(root, self.gang, self.identity, lambda text: self.warn("CheckpointDamaged",
+                                                                                                     text))
+        generation = self.run_.generation or tell_all(self.gang, lambda: resume.default_generation(root))
+        self.saver = Saver(root, self.gang, generation, self.run_.keep, self.identity, self.committed, self.save_failed)
+        self.saver.damaged = choice.damaged
+        if choice.path is None or choice.marker is None:
+            return
+        started = time.monotonic()
+        resume.load(choice.path, self.gang, self.state())
+        counters = choice.marker.training
+        self.step = self.save_begun = choice.marker.step
+        self.samples, self.optimizer.updates = counters["samples"], counters["updates"]
+        if self.scale and "lossScale" in counters:
+            self.scale.value, self.scale.good_steps = counters["lossScale"], counters["goodSteps"]
+        self.saver.protected, self.saver.saved_step = choice.path, self.step
+        self.progress.update(step=self.step, durableStep=self.step)
+        say(self.gang, f"resumed after step {self.step} from {choice.path.name}, saved by {choice.marker.world_size} "
+                       f"ranks, in {time.monotonic() - started:.2f} s")
+
+    # ---- the loop
+
+    def run(self) -> bool:
+        """All steps that are left, and the last checkpoint. Returns whether a drain ended it early."""
+        config = self.config
+        logged, since = self.step, time.monotonic()
+        drained = False
+        while self.step < config.steps and not drained:
+            started = time.monotonic()
+            rate = learning_rate(config.optimizer, config.steps, self.step + 1)
+            totals = self.train_step(rate)
+            self.report_step(totals, time.monotonic() - started)
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                now = time.monotonic()
+                speed = (self.step - logged) * self.batch_size * config.data.sequence_length / (now - since)
+                say(self.gang, f"step {self.step}/{config.steps} loss {totals.loss:.6f} norm {totals.norm:.4f} "
+                               f"lr {rate:.3e} tokens/s {speed:.0f}")
+                self.progress.update(tokensPerSecond=round(speed))
+                logged, since = self.step, now
+            if config.evaluate and (self.step % config.evaluate.every == 0 or self.step == config.steps):
+                self.evaluate(config.evaluate.steps)
+                since += time.monotonic() - now if self.step == logged else 0
+            drained = totals.drain and self.step < config.steps
+            if totals.save and not totals.busy and not drained and self.step < config.steps:
+                self.save()
+        self.save_last()
+        return drained
+
+    def train_step(self, rate: float) -> Totals:
+        """One batch: forward and backward over its micro-batches, one all-reduce, one update."""
+        targets = self.batch_size * self.config.data.sequence_length
+        factor = self.gang.world_size * (self.scale.value if self.scale else 1.0) / targets
+        clear_overflow(self.gang.device)
+        loss = torch.zeros((), device=self.gang.device)
+        for micro in range(self.micro_batches):
+            parallel.accumulate(self.model, last=micro == self.micro_batches - 1)
+            seed_model(self.config.seed, self.step, micro, self.gang.rank)
+            part = self.loss_sum(self.training, self.samples, micro)
+            (part * factor).backward()
+            loss += part.detach()
+        totals = self.add_up(loss, targets)
+        self.update(totals, rate)
+        self.step += 1
+        self.samples += self.batch_size
+        return totals
+
+    def loss_sum(self, batches: Batches, first: int, micro: int) -> torch.Tensor:
+        """Cross entropy summed over this rank's target tokens of one micro-batch."""
+        numbers = data.numbers_of(first, micro, self.config.micro_batch_size, self.gang.rank, self.gang.world_size)
+        inputs, targets = (tensor.to(self.gang.device) for tensor in batches.take(numbers))
+        logits = self.model(input_ids=inputs, position_ids=self.positions.expand(len(inputs), -1)).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+
+    def add_up(self, loss: torch.Tensor, targets: int) -> Totals:
+        """The one all-reduce of a step: loss and norm, and the flags on which all ranks must act alike."""
+        drain = self.run_.drain is not None and self.run_.drain.exists()
+        busy = self.saver is not None and self.saver.busy
+        mine = [float(loss), float(self.optimizer.squared_norm()) / self.replicas, overflow_seen(self.gang.device),
+                drain, busy, self.gang.first and self.save_due()]
+        numbers = torch.tensor(mine, dtype=torch.float64)
+        dist.all_reduce(numbers, group=self.gang.control)
+        total, square, overflow, drain_sum, busy_sum, save = numbers.tolist()
+        norm = math.sqrt(square) if square >= 0 else math.nan
+        return Totals(total / targets, norm / (self.scale.value if self.scale else 1.0), overflow > 0, drain_sum > 0,
+                      busy_sum > 0, save > 0)
+
+    def update(self, totals: Totals, rate: float) -> None:
+        """Clip and step, or skip an fp16 step that overflowed. Raises FloatingPointError for a loss that is not
+        finite."""
+        finite = math.isfinite(totals.loss) and math.isfinite(totals.norm) and not totals.overflow
+        if not finite and (self.scale is None or self.scale.exhausted):
+            raise FloatingPointError(f"step {self.step + 1}: the loss is {totals.loss}, the gradients' norm "
+                                     f"{totals.norm}; try a lower learning rate or another seed")
+        if finite:
+            clip = max(1.0, totals.norm / self.config.optimizer.clip_norm)
+            self.optimizer.step(rate, clip * (self.scale.value if self.scale else 1.0))
+        if self.scale and finite:
+            self.scale.succeeded()
+        elif self.scale:
+            self.scale.overflowed()
+        self.optimizer.zero_gradients()
+
+    @torch.no_grad()
+    def evaluate(self, steps: int) -> None:
+        """The mean loss over the first `steps` batches of the held-out data; the same ones every time."""
+        assert self.validation is not None
+        self.model.eval()
+        total = torch.zeros((), dtype=torch.float64)
+        for step in range(steps):
+            for micro in range(self.micro_batches):
+                total += self.loss_sum(self.validation, step * self.batch_size, micro).double().cpu()
+        self.model.train()
+        dist.all_reduce(total, group=self.gang.control)
+        loss = float(total) / (steps * self.batch_size * self.config.data.sequence_length)
+        say(self.gang, f"step {self.step}/{self.config.steps} evaluation loss {loss:.6f}")
+        self.progress.update(evaluationLoss=round(loss, 6))
+
+    def report_step(self, totals: Totals, seconds: float) -> None:
+        """Tell the supervisor."""
+        loss = round(totals.loss, 6) if math.isfinite(totals.loss) else None
+        self.progress.step(self.step, seconds, loss=loss)
+
+    # ---- saving
+
+    def save_due(self) -> bool:
+        """Should a save begin after this step? Rank 0 decides, the step's all-reduce tells the others."""
+        if self.saver is None:
+            return False
+        if self.saver.failures:
+            return self.saver.retry_due()
+        return (self.step + 1) // self.run_.every > self.save_begun // self.run_.every
+
+    def save(self) -> None:
+        """Start a save of this step in the background."""
+        assert self.saver is not None
+        started = time.monotonic()
+        self.save_begun = self.step
+        self.saver.start(self.step, self.state(), self.counters())
+        say(self.gang, f"step {self.step}: saving; training stood still for {(time.monotonic() - started) * 1e3:.0f} ms")
+
+    def save_last(self) -> None:
+        """Save this step and wait until it is durable, with a few tries. After a drain the job may go on from an older
+        checkpoint, at the end a failure is raised: OSError."""
+        if self.saver is None:
+            return
+        self.saver.wait()
+        for number in range(FINAL_TRIES):
+            if self.saver.saved_step == self.step:
+                return
+            if number:
+                time.sleep(2 ** (number - 1))  # for a full disk or a mount that comes back
+            self.save()
+            self.saver.wait()
+        if self.saver.saved_step != self.step and self.step == self.config.steps:
+            raise OSError(f"the last checkpoint, of step {self.step}, could not be saved in {FINAL_TRIES} tries")
+
+    def committed(self, step: int) -> None:
+        """On rank 0, in the saver's thread."""
+        self.progress.update(durableStep=step)
+        say(self.gang, f"checkpoint of step {step} is durable")
+
+    def save_failed(self, step: int, reason: str) -> None:
+        """On rank 0, in the saver's thread."""
+        self.warn("CheckpointFailed", f"step {step} could not be saved, training goes on and will try again: {reason}")
+
+    def warn(self, reason: str, text: str) -> None:
+        """Tell log and supervisor."""
+        say(self.gang, f"warning: {text}")
+        self.progress.warn(reason, text)
+
+
+def seed_model(seed: int, step: int, micro_batch: int, position: int) -> None:
+    """Make what the model draws (dropout) a function of the run's place, not of the process's past."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{micro_batch}/{position}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def say(gang: Gang, text: str) -> None:
+    """A line of the log, from rank 0."""
+    if gang.first:
+        print(text, flush=True)
+
+
