@@ -1,0 +1,86 @@
+"""Entry: `python3 supervisor.pyz -- PROGRAM...`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import tempfile
+from typing import List, Mapping, Optional, Tuple
+
+from supervisor.events import Member
+from supervisor.failures import CONFIGURATION
+from supervisor.loop import Loop
+
+SET_CHILD_SUBREAPER = 36  # prctl
+REQUIRED = ("TRAINYARD_JOB", "TRAINYARD_JOB_UID", "TRAINYARD_NAMESPACE", "TRAINYARD_POD", "TRAINYARD_POD_UID",
+            "TRAINYARD_POD_IP", "TRAINYARD_INDEX", "TRAINYARD_INCARNATION", "TRAINYARD_NUM_PROC")
+USAGE = "usage: supervisor -- PROGRAM [ARGUMENT...]"
+
+
+def member(environment: Mapping[str, str]) -> Member:
+    """This pod's place in the gang; ValueError names what is missing or wrong."""
+    missing = [name for name in REQUIRED if not environment.get(name)]
+    if missing:
+        raise ValueError(f"the environment lacks {', '.join(missing)}; the operator sets them in the pods it makes")
+
+    def whole(name: str, least: int, default: Optional[str] = None) -> int:
+        text = environment.get(name) or default or ""
+        if not text.isdigit() or int(text) < least:
+            raise ValueError(f"{name} is {text!r}, expected a whole number of at least {least}")
+        return int(text)
+
+    return Member(
+        job=environment["TRAINYARD_JOB_UID"], pod=environment["TRAINYARD_POD"],
+        pod_uid=environment["TRAINYARD_POD_UID"], pod_ip=environment["TRAINYARD_POD_IP"],
+        index=whole("TRAINYARD_INDEX", 0), incarnation=whole("TRAINYARD_INCARNATION", 1),
+        ranks=whole("TRAINYARD_NUM_PROC", 1), grace=float(whole("TRAINYARD_GRACE", 0, "30")),
+    )
+
+
+def program(arguments: List[str]) -> List[str]:
+    """The program to run; ValueError if there is none."""
+    if arguments[:1] == ["--"]:
+        arguments = arguments[1:]
+    if not arguments:
+        raise ValueError(USAGE)
+    return arguments
+
+
+def scratch(environment: Mapping[str, str]) -> str:
+    """A fresh folder to write in; the root filesystem may be read-only."""
+    tried: List[Tuple[str, OSError]] = []
+    for folder in (environment.get("TMPDIR"), "/tmp", "/dev/shm"):
+        if folder:
+            try:
+                return tempfile.mkdtemp(prefix="trainyard-", dir=folder)
+            except OSError as error:
+                tried.append((folder, error))
+    raise ValueError("no folder to write in: " + "; ".join(f"{folder}: {error.strerror}" for folder, error in tried)
+                     + "; mount an emptyDir at /tmp")
+
+
+def adopt_orphans() -> None:
+    """Where this is not PID 1 (a shared process namespace), what ranks leave behind still becomes our child."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    except (OSError, AttributeError):
+        pass  # no such call: as PID 1 we need none
+
+
+def main() -> None:
+    """Run until the job is over or this pod is told to leave."""
+    try:
+        me, command = member(os.environ), program(sys.argv[1:])
+        folder = scratch(os.environ)
+    except ValueError as error:
+        print(f"supervisor: {error}", file=sys.stderr)
+        sys.exit(CONFIGURATION)
+    adopt_orphans()
+    code = Loop(me, command, os.environ, folder).run()
+    sys.stdout.flush()
+    os._exit(code)  # the threads may be waiting for the API
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,593 @@
+"""The supervisor's decisions: events in, actions out. No I/O, the clock is passed in (docs/supervisor.md)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from supervisor import events as e
+from supervisor.gang import Gang
+from supervisor.report import Report
+
+SETTLE = 0.3  # s that the pod's other ranks get to end by themselves after a consequence, so that the root is named
+HOLD = (0.3, 1.0)  # s, drawn at random: a consequence is reported only if no new generation came before
+KILL_AFTER_TERM = 5.0  # s
+PROGRESS_EVERY = 2.0  # s
+LOCAL_DELAY = 3.0  # s without the API before the same members are started again
+DONE_WITHIN = 600.0  # s that a finished gang waits for Done
+EARLY_DRAIN = 10.0  # s from ranks that saved and stopped to a World that says Drain
+GRACE_MARGIN = 3.0  # s left of the pod's grace period when the ranks are killed
+
+
+class Core:
+    """One member of the gang; on the master's pod it also keeps the gang's books.
+
+    `state`: wait (no World yet, or none that has a place for this pod), join, run, failed, finished, drained.
+    """
+
+    def __init__(self, me: e.Member, first_sequence: int = 1, uniform: Callable[[float, float], float] = random.uniform,
+                 free_port: Callable[[], int] = lambda: 0) -> None:
+        self.me = me
+        self.state = "wait"
+        self.world: Optional[e.World] = None
+        self.run: e.Run = (0, 0)
+        self.alive = False  # processes of a run may exist
+        self.leaving: Optional[int] = None  # exit code
+        self.fenced = False
+        self.terminating = False
+        self.linked = False
+        self.gang: Optional[Gang] = None  # on the master's pod
+        self.ended = ""  # what the master says of the whole gang in this run
+        self.api = True
+        self._uniform = uniform
+        self._free_port = free_port
+        self._timers: Dict[str, float] = {}
+        self._report = Report(me, first_sequence)
+        self._store = ""  # address of our own store; "opening" until it is known
+        self._link: Optional[Tuple[str, str]] = None
+        self._exits: Dict[int, e.Exit] = {}
+        self._failure: Optional[e.Exit] = None
+        self._killing = False
+        self._forced = False  # the ranks were told to end because Drain took too long
+        self._saved_step: Optional[int] = None
+        self._saved = False
+        self._missing: List[int] = []
+        self._status: Optional[e.Status] = None
+        self._port = 0
+        self._progress_at = -PROGRESS_EVERY
+        self._warned: Dict[str, None] = {}
+        self._out: List[e.Action] = []
+        self._now = 0.0
+        self._wall = 0.0
+
+    # In and out -------------------------------------------------------------------------------------------------------
+
+    def handle(self, event: e.Event, now: float, wall: float = 0.0) -> List[e.Action]:
+        """Take one event at `now` (seconds, monotonic) and `wall` (seconds since 1970); what is to be done."""
+        self._now, self._wall, self._out = now, wall, []
+        if self.leaving is None or isinstance(event, (e.RanksGone, e.Unauthorized)):
+            HANDLERS[type(event)](self, event)
+        return self._out
+
+    def deadline(self) -> Optional[float]:
+        """When the next Timer event is due."""
+        return min(self._timers.values(), default=None)
+
+    def _do(self, *actions: e.Action) -> None:
+        self._out.extend(actions)
+
+    def _log(self, text: str, once: bool = False) -> None:
+        if once:
+            if text in self._warned:
+                return
+            self._warned[text] = None
+        self._do(e.Log(text))
+
+    def _set_timer(self, name: str, seconds: float) -> None:
+        self._timers[name] = self._now + seconds
+
+    def _timer(self, event: e.Event) -> None:
+        for name, due in list(self._timers.items()):
+            if due <= self._now and name in self._timers and self.leaving is None:
+                del self._timers[name]
+                TIMERS[name](self)
+
+    # The World --------------------------------------------------------------------------------------------------------
+
+    def _world(self, event: e.WorldSeen) -> None:
+        world = event.world
+        if world.job != self.me.job:
+            return self._fence(f"the World belongs to job {world.job}, this pod to {self.me.job}")
+        if world.protocol > e.PROTOCOL + 1:
+            return self._log(f"the World speaks protocol {world.protocol}, this supervisor {e.PROTOCOL} "
+                             f"(and tolerates {e.PROTOCOL + 1}): ignored; use a newer supervisor", once=True)
+        incarnation = world.incarnation(self.me.index)
+        if incarnation > self.me.incarnation:
+            return self._fence(f"index {self.me.index} was given to incarnation {incarnation}, "
+                               f"this is {self.me.incarnation}")
+        if incarnation < self.me.incarnation:
+            return self._log(f"the World (generation {world.generation}) does not know incarnation "
+                             f"{self.me.incarnation} of index {self.me.index} yet: waiting", once=True)
+        old = self.world
+        if old is not None and ((world.generation, e.PHASES[world.phase]) < (old.generation, e.PHASES[old.phase])):
+            return None  # an older answer that came late
+        self.world = world
+        if world.phase == "Done":
+            self._log("the job is over")
+            return self._leave(0)
+        if old is None or world.generation > old.generation:
+            if self.terminating:
+                self._log(f"generation {world.generation} goes on without this pod")
+                return self._leave(143)
+            self._begin((world.generation, 0))
+        if self.leaving is None:
+            self._master(world)
+            if world.phase == "Drain":
+                self._drain(world, old)
+        return None
+
+    def _begin(self, run: e.Run) -> None:
+        """Leave whatever was before and get ready for this run."""
+        assert self.world is not None
+        self._log(f"generation {e.named(run)}")
+        self.run = run
+        self.ended = ""
+        self._timers = {name: due for name, due in self._timers.items() if name in ("leave", "local")}
+        self._exits, self._failure, self._forced = {}, None, False
+        self._saved, self._saved_step = False, None
+        self._missing = []
+        self._do(e.DropReport())
+        self._report.begin(run)
+        self._port = self._free_port() if self.me.index == 0 else 0
+        member = self.me.index < self.world.size
+        if not member:
+            self._log(f"a gang of {self.world.size} has no index {self.me.index}: waiting")
+        self.state = "join" if member else "wait"
+        if self.alive:
+            self._kill_ranks()
+        self._send_status()
+
+    def _missing_world(self, event: e.Event) -> None:
+        self._api_back(event)
+        self._log("there is no World for this job: waiting for the operator", once=True)
+
+    def _fence(self, why: str) -> None:
+        """This pod has no part in the gang any more: write nothing, tell nobody."""
+        if not self.fenced:
+            self.fenced = True
+            self._log(f"fenced: {why}")
+            self._do(e.DropReport(), e.Unlink())
+            if self._store:
+                self._do(e.CloseStore())
+            self.gang = None
+            self._leave(143)
+
+    def _unauthorized(self, event: e.Event) -> None:
+        if self.leaving is not None:  # no more writes, but it is leaving already
+            self.fenced = True
+            self._do(e.DropReport())
+            return
+        self._fence("the API refuses this pod's token (401): the pod was deleted")
+
+    def _leave(self, code: int) -> None:
+        if self.leaving is not None:
+            return
+        self.leaving = code
+        self._timers = {}
+        if self.alive:
+            self._kill_ranks()
+        else:
+            self._do(e.Leave(code, flush=not self.fenced))
+
+    # Master and link --------------------------------------------------------------------------------------------------
+
+    def _master(self, world: e.World) -> None:
+        if world.master_uid and world.master_uid == self.me.pod_uid:
+            if not self._store:
+                self._store = "opening"
+                self._do(e.OpenStore(world.token))
+            if self.gang is None:
+                self.gang = Gang(world, self.me.pod_ip)
+                self._do(e.PrepareStore(self.gang.run))
+            elif self.gang.advance(world):
+                self._timers.pop("missing", None)
+                self._timers.pop("local", None)
+                self._do(e.PrepareStore(self.gang.run))
+                self._tell_all()
+            if self._store != "opening":
+                self._announce()
+            self._gang_changed()
+            return
+        if self._store:
+            self._log("another pod is the master now")
+            self._store, self.gang, self._report.address = "", None, ""
+            self._do(e.CloseStore())
+        self._connect(world.address if world.master_uid else "")
+
+    def _announce(self) -> None:
+        assert self.world is not None
+        self._connect(self._store)
+        if self.world.address != self._store and self._report.kind in ("", "Master"):
+            self._write("Master")
+
+    def _connect(self, address: str) -> None:
+        assert self.world is not None
+        wanted = (address, self.world.token) if address else None
+        if wanted == self._link:
+            return
+        self._link = wanted
+        self.linked = False
+        self._do(e.Link(address, self.world.token, self.world.size) if wanted else e.Unlink())
+
+    def _store_opened(self, event: e.StoreOpened) -> None:
+        if self._store and self.world is not None:
+            self._store = self._report.address = event.address
+            self._announce()
+
+    def _linked(self, event: e.Event) -> None:
+        self.linked = True
+        self._check_done()
+
+    def _unlinked(self, event: e.Unlinked) -> None:
+        self.linked = False
+        if event.reason:
+            self._do(e.ReadWorld())
+        self._check_done()
+        self._check_drained()
+
+    def _send_status(self) -> None:
+        """Tell the master what is true of this member. Ranks that may still exist have joined nothing."""
+        states = {"join": "joining", "run": "running", "failed": "failed", "finished": "finished", "drained": "drained"}
+        if self.state == "wait":
+            return
+        state = states[self.state]
+        if self.alive and state in ("joining", "drained"):
+            state = "stopping"
+        status = e.Status(self.run[0], self.run[1], state, self._saved_step, self._saved, self.me.pod_ip, self._port)
+        if status != self._status:
+            self._status = status
+            self._do(e.SendStatus(status))
+
+    def _gang_seen(self, event: e.GangSeen) -> None:
+        gang = event.gang
+        if gang.generation > self.run[0]:
+            self._do(e.ReadWorld())
+            return
+        if self.world is None or gang.generation < self.run[0] or self.state == "wait":
+            return
+        if gang.attempt > self.run[1]:
+            if self.world.phase == "Run" and not self.terminating:
+                self._begin(gang.run)
+            return
+        if gang.run != self.run:
+            return
+        if gang.start is not None and self.state == "join" and not self.alive and self.world.phase == "Run":
+            self._start(gang.start)
+        if gang.ended != self.ended:
+            self.ended = gang.ended
+            self._check_done()
+            self._check_drained()
+
+    # Ranks ------------------------------------------------------------------------------------------------------------
+
+    def _start(self, start: e.Start) -> None:
+        assert self.world is not None
+        self.state, self.alive = "run", True
+        self._do(e.StartRanks(self.run, start, self.world.size, self.world.restarts + self.run[1]))
+        self._send_status()
+        if self.terminating:
+            self._check_drained()
+
+    def _rank_exited(self, event: e.RankExited) -> None:
+        if event.run != self.run or self.state != "run":
+            return
+        assert self.world is not None
+        exit_ = event.exit
+        self._exits[event.local_rank] = exit_
+        counts = exit_.code not in (0, 75) and not self._forced
+        if counts and (self._failure is None or (exit_.root and not self._failure.root)):
+            self._failure = exit_
+        if len(self._exits) == self.me.ranks:
+            self._all_exited()
+        elif self._failure is not None:
+            if self._failure.root:
+                self._failed()
+            elif "settle" not in self._timers:
+                self._set_timer("settle", SETTLE)
+
+    def _all_exited(self) -> None:
+        assert self.world is not None
+        if self._failure is not None:
+            return self._failed()
+        codes = [exit_.code for exit_ in self._exits.values()]
+        if not any(codes):
+            self.state = "finished"
+            self._log("all ranks of this pod have finished")
+            if "progress" in self._timers:
+                self._progress_now()
+        else:
+            self.state = "drained"
+            self._saved = not self._forced and set(codes) <= {0, 75}
+            if self._saved:
+                self._saved_step = self._report.newest_step()
+            self._log("all ranks of this pod have saved and stopped" if self._saved
+                      else "ranks were stopped before they had saved")
+            if self.world.phase != "Drain":
+                self._do(e.ReadWorld())
+                self._set_timer("early", EARLY_DRAIN)
+        self._stop_rest()
+        self._check_done()
+        return None
+
+    def _stop_rest(self) -> None:
+        """The ranks have ended; what they left behind ends, too."""
+        for name in ("settle", "term", "kill"):
+            self._timers.pop(name, None)
+        self._kill_ranks()
+        self._send_status()
+
+    def _kill_ranks(self) -> None:
+        if not self._killing:
+            self._killing = True
+            self._do(e.KillRanks())
+
+    def _failed(self) -> None:
+        assert self.world is not None
+        assert self._failure is not None
+        failure = self._failure
+        self._log(f"rank {failure.rank} failed: {failure.reason or failure.code}"
+                  + ("" if failure.root else " (it followed the loss of another)"))
+        self._report.fail(failure)
+        self._do(e.TerminationMessage(f"rank {failure.rank}: {failure.reason}\n{failure.text}"))
+        draining = self.world.phase == "Drain"
+        self.state = "drained" if draining else "failed"
+        self._stop_rest()
+        if failure.root:
+            self._write("RankFailed")
+        elif not draining:
+            self._set_timer("hold", self._uniform(*HOLD))
+        if self.terminating and not draining:
+            self._set_timer("leave", min(self._timers.get("leave", self._now), self._now + HOLD[1]) - self._now)
+
+    def _early(self) -> None:
+        """Ranks left with 75, and no Drain came."""
+        if self.state == "drained" and self.world is not None and self.world.phase == "Run":
+            last = next(exit_ for exit_ in self._exits.values() if exit_.code)
+            self.state = "failed"
+            self._report.fail(e.Exit(last.rank, last.code, True, "exit code 75 without Drain", last.text, last.step))
+            self._write("RankFailed")
+            self._send_status()
+
+    def _ranks_gone(self, event: e.Event) -> None:
+        self.alive = self._killing = False
+        if self.leaving is not None:
+            self._do(e.Leave(self.leaving, flush=not self.fenced))
+            return
+        self._send_status()
+        self._check_drained()
+
+    # Drain, the end, SIGTERM ------------------------------------------------------------------------------------------
+
+    def _drain(self, world: e.World, old: Optional[e.World]) -> None:
+        if old is not None and old.generation == world.generation and old.phase == "Drain":
+            return
+        self._log("told to save and stop")
+        self._timers.pop("early", None)
+        if self.state == "run":
+            self._do(e.TouchDrain())
+            self._set_timer("term", world.drain_seconds)
+        elif self.state in ("join", "failed"):
+            self.state = "drained"  # nothing here could be saved
+            self._timers.pop("hold", None)
+            self._send_status()
+        self._check_drained()
+
+    def _term(self) -> None:
+        self._log("the ranks have not stopped in time")
+        self._forced = True
+        self._do(e.TermRanks())
+        self._set_timer("kill", KILL_AFTER_TERM)
+
+    def _kill(self) -> None:
+        self.state = "drained"
+        self._stop_rest()
+
+    def _check_drained(self) -> None:
+        """Told to end, and nothing is left to wait for."""
+        if not self.terminating or self.alive:
+            return
+        drained = self.state == "drained" and (self.ended or not self.linked)
+        if drained or self.state in ("join", "wait"):
+            self._leave(143)
+
+    def _check_done(self) -> None:
+        """A finished gang waits for Done, but not for ever if the API answers."""
+        if self.state == "finished" and self.api and (self.ended or not self.linked):
+            if "done" not in self._timers:
+                self._set_timer("done", DONE_WITHIN)
+        else:
+            self._timers.pop("done", None)
+
+    def _done(self) -> None:
+        self._log("all ranks have finished, and nobody said Done: leaving")
+        self._leave(0)
+
+    def _terminate(self, event: e.Event) -> None:
+        if self.terminating:
+            return None
+        self.terminating = True
+        self._log("told to end (SIGTERM)")
+        if self.world is None:
+            return self._leave(143)
+        self._set_timer("leave", max(0.0, self.me.grace - GRACE_MARGIN))
+        if self.state == "failed":
+            if self._timers.pop("hold", None) is not None:
+                self._write("RankFailed")
+            return self._leave(143)
+        if self._report.kind not in ("Finished", "Drained"):
+            self._write("Stopping")
+        return self._check_drained()
+
+    def _grace_over(self) -> None:
+        self._leave(143)
+
+    # The API ----------------------------------------------------------------------------------------------------------
+
+    def _api_lost(self, event: e.ApiLost) -> None:
+        if self.api:
+            self.api = False
+            self._log(f"the API cannot be reached ({event.reason}); training goes on")
+            self._gang_changed()
+            self._check_done()
+
+    def _api_back(self, event: e.Event) -> None:
+        if not self.api:
+            self.api = True
+            self._log("the API answers again")
+            self._timers.pop("local", None)
+            self._check_done()
+
+    # The gang's books (master only) -----------------------------------------------------------------------------------
+
+    def _member_hello(self, event: e.MemberHello) -> None:
+        if self.gang is None or self.world is None:
+            return self._do(e.Refuse(event.connection, "not the master"))
+        why = self.gang.hello(event.connection, event.hello)
+        if why:
+            self._log(f"refused a member: {why}", once=True)
+            self._do(e.Refuse(event.connection, why))
+            if event.hello.incarnation > self.world.incarnation(event.hello.index):
+                self._do(e.ReadWorld())
+        else:
+            self._do(e.Tell(event.connection, self.gang.state_for(event.connection)))
+        return None
+
+    def _member_status(self, event: e.MemberStatus) -> None:
+        if self.gang is None or not self.gang.status(event.connection, event.status):
+            return
+        if event.status.generation > self.gang.run[0]:
+            self._do(e.ReadWorld())
+        self._do(e.Tell(event.connection, self.gang.state_for(event.connection)))
+        self._gang_changed()
+
+    def _member_beat(self, event: e.MemberBeat) -> None:
+        if self.gang is not None and event.connection in self.gang.connections():
+            if event.generation > self.gang.run[0]:
+                self._do(e.ReadWorld())
+            self._do(e.Tell(event.connection, self.gang.state_for(event.connection)))
+
+    def _member_gone(self, event: e.MemberGone) -> None:
+        if self.gang is not None:
+            self.gang.gone(event.connection)
+            self._gang_changed()
+
+    def _store_ready(self, event: e.StoreReady) -> None:
+        if self.gang is None or event.run != self.gang.run:
+            return
+        self.gang.ready = event
+        if self.gang.start is not None and self.state == "run" and event.run == self.run:
+            self._failure = e.Exit(self.me.index * self.me.ranks, 1, True, "torch's store ended unexpectedly")
+            self._failed()
+        else:
+            self._gang_changed()
+
+    def _tell_all(self) -> None:
+        assert self.gang is not None
+        for connection in self.gang.connections():
+            self._do(e.Tell(connection, self.gang.state_for(connection)))
+
+    def _gang_changed(self) -> None:
+        gang, world = self.gang, self.world
+        if gang is None or world is None or gang.run[0] != world.generation:
+            return
+        if world.phase == "Run" and gang.try_start():
+            self._formed(gang)
+        if world.phase == "Run" and gang.joined_any():
+            if "missing" not in self._timers:
+                self._set_timer("missing", world.join_seconds)
+        else:
+            self._timers.pop("missing", None)
+        if gang.start is not None and gang.missing():
+            self._report_missing(gang)
+        if gang.ended and self._report.kind != gang.ended.capitalize() and gang.run == self.run:
+            self._report.drained_step = gang.drained_step() if gang.ended == "drained" else None
+            if gang.ended == "finished" or world.phase == "Drain":
+                self._write(gang.ended.capitalize())
+                self._tell_all()
+        if not self.api and world.phase == "Run" and gang.can_attempt():
+            if "local" not in self._timers:
+                self._set_timer("local", LOCAL_DELAY)
+        else:
+            self._timers.pop("local", None)
+
+    def _formed(self, gang: Gang) -> None:
+        self._log(f"generation {e.named(gang.run)}: all {gang.world.size} members are here")
+        self._tell_all()
+        if gang.run == self.run:
+            self._report.form(self._wall)
+            self._write("Formed")
+
+    def _missing_now(self) -> None:
+        gang = self.gang
+        if gang is not None and gang.joined_any():
+            self._report_missing(gang)
+            self._set_timer("missing", 1.0)  # those that come meanwhile change what is true
+
+    def _report_missing(self, gang: Gang) -> None:
+        missing = gang.missing()
+        if missing and missing != self._missing and gang.run == self.run and self.state in ("join", "run"):
+            self._missing = missing
+            self._report.missing = missing[:64]
+            self._log(f"{len(missing)} members have not joined: {', '.join(map(str, missing[:16]))}")
+            self._write("Missing")
+
+    def _local(self) -> None:
+        gang = self.gang
+        if gang is not None and self.world is not None and not self.api and gang.can_attempt():
+            self._log("a rank failed and the API cannot be reached: the same members start again")
+            gang.next_attempt()
+            self._do(e.PrepareStore(gang.run))
+            self._tell_all()
+
+    # Reports ----------------------------------------------------------------------------------------------------------
+
+    def _write(self, kind: str) -> None:
+        if self.fenced or self.world is None or self.run[0] == 0:
+            return
+        self._timers.pop("progress", None)
+        self._do(e.WriteReport(self._report.spec(kind)))
+
+    def _hold_over(self) -> None:
+        if self.state == "failed":
+            self._write("RankFailed")
+
+    def _progress(self, event: e.ProgressSeen) -> None:
+        if event.run != self.run or self.me.index != 0:
+            return
+        urgent = self._report.take_progress(event.progress, event.warnings, self._wall)
+        wait = self._progress_at + PROGRESS_EVERY - self._now
+        if urgent or wait <= 0:
+            self._progress_now()
+        elif "progress" not in self._timers:
+            self._set_timer("progress", wait)
+
+    def _progress_now(self) -> None:
+        """Pass on what rank 0 says; with `Formed`, which is true of every pod that has steps to tell of."""
+        if self.state != "failed":
+            self._progress_at = self._now
+            self._write(self._report.kind or "Formed")
+
+
+HANDLERS: Dict[type, Callable[..., Any]] = {
+    e.WorldSeen: Core._world, e.WorldMissing: Core._missing_world, e.ApiLost: Core._api_lost, e.ApiBack: Core._api_back,
+    e.Unauthorized: Core._unauthorized, e.StoreOpened: Core._store_opened, e.StoreReady: Core._store_ready,
+    e.MemberHello: Core._member_hello, e.MemberStatus: Core._member_status, e.MemberBeat: Core._member_beat,
+    e.MemberGone: Core._member_gone, e.Linked: Core._linked, e.Unlinked: Core._unlinked, e.GangSeen: Core._gang_seen,
+    e.RankExited: Core._rank_exited, e.RanksGone: Core._ranks_gone, e.ProgressSeen: Core._progress,
+    e.Terminate: Core._terminate, e.Timer: Core._timer,
+}
+TIMERS: Dict[str, Callable[[Core], None]] = {
+    "settle": Core._failed, "hold": Core._hold_over, "term": Core._term, "kill": Core._kill, "leave": Core._grace_over,
+    "missing": Core._missing_now, "local": Core._local, "done": Core._done, "early": Core._early,
+    "progress": Core._progress_now,
+}

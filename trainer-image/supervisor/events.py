@@ -1,0 +1,380 @@
+"""What goes into the state machine (events), what comes out (actions), and the values both carry. No I/O here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
+
+PROTOCOL = 1
+PHASES = {"Run": 0, "Drain": 1, "Done": 2}  # the order in which a generation can pass through them
+
+Run = Tuple[int, int]  # (generation, attempt): one start of the gang's ranks
+
+
+def named(run: Run) -> str:
+    """`3`, or `3.1` for the first attempt made without the API."""
+    return str(run[0]) if run[1] == 0 else f"{run[0]}.{run[1]}"
+
+
+@dataclass(frozen=True)
+class World:
+    """The operator's word, as far as a supervisor needs it."""
+
+    job: str
+    generation: int
+    phase: str
+    size: int
+    token: str
+    protocol: int = PROTOCOL
+    incarnations: Mapping[int, int] = field(default_factory=dict)
+    master_uid: str = ""
+    address: str = ""
+    restarts: int = 0
+    join_seconds: float = 60
+    drain_seconds: float = 30
+    local_attempts: int = 3
+
+    def incarnation(self, index: int) -> int:
+        """The incarnation that holds this index now."""
+        return self.incarnations.get(index, 1)
+
+    @classmethod
+    def parse(cls, manifest: Mapping[str, Any]) -> World:
+        """A World from its manifest. Unknown fields are ignored; ValueError names what is missing or wrong."""
+        spec = manifest.get("spec") or {}
+        try:
+            phase = str(spec["phase"])
+            if phase not in PHASES:
+                raise ValueError(f"spec.phase is {phase!r}, expected one of {', '.join(PHASES)}")
+            master = spec.get("master") or {}
+            return cls(
+                job=str(spec["job"]),
+                generation=int(spec["generation"]),
+                phase=phase,
+                size=int(spec["size"]),
+                token=str(spec["token"]),
+                protocol=int(spec.get("protocol", PROTOCOL)),
+                incarnations={int(key): int(value) for key, value in (spec.get("incarnations") or {}).items()},
+                master_uid=str(master.get("podUid") or ""),
+                address=str(master.get("address") or ""),
+                restarts=int((spec.get("cause") or {}).get("total") or 0),
+                join_seconds=float(spec.get("joinSeconds") or 60),
+                drain_seconds=float(spec.get("drainSeconds") or 30),
+                local_attempts=int(spec.get("localAttempts", 3)),
+            )
+        except KeyError as error:
+            raise ValueError(f"spec.{error.args[0]} is missing") from None
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"a field has a wrong type: {error}") from None
+
+
+@dataclass(frozen=True)
+class Member:
+    """This pod's place in the gang."""
+
+    job: str  # UID of the TrainingJob
+    pod: str
+    pod_uid: str
+    pod_ip: str
+    index: int
+    incarnation: int
+    ranks: int  # processes in this pod
+    grace: float  # seconds between SIGTERM and SIGKILL of this pod
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How one rank ended."""
+
+    rank: int  # global
+    code: int  # -N means signal N
+    root: bool = True  # False: it only followed the loss of another rank
+    reason: str = ""
+    text: str = ""
+    step: Optional[int] = None
+    oom: bool = False
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who a member says it is when it connects to the master's store."""
+
+    index: int
+    incarnation: int
+    pod_uid: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is true of a member now. Sent on every change and on every connection, so that nothing depends on a message
+    that may be lost."""
+
+    generation: int
+    attempt: int
+    state: str  # stopping | joining | running | failed | finished | drained
+    step: Optional[int] = None  # drained: the step that was saved, if this pod has rank 0
+    saved: bool = False  # drained: all ranks saved
+    host: str = ""
+    port: int = 0  # index 0 only: a free port, for programs without torch's store
+
+    @property
+    def run(self) -> Run:
+        return (self.generation, self.attempt)
+
+
+@dataclass(frozen=True)
+class Start:
+    """All members have joined: where the ranks of this run meet."""
+
+    host: str
+    port: int
+    agent_store: bool  # True: a TCPStore already listens there
+
+
+@dataclass(frozen=True)
+class GangState:
+    """What the master's store tells every member, on every change and as the answer to every heartbeat."""
+
+    generation: int
+    attempt: int
+    start: Optional[Start] = None
+    ended: str = ""  # finished | drained: all members have said so
+
+    @property
+    def run(self) -> Run:
+        return (self.generation, self.attempt)
+
+
+# Events ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WorldSeen:
+    world: World
+
+
+@dataclass(frozen=True)
+class WorldMissing:
+    """The API answers, but there is no World of this name."""
+
+
+@dataclass(frozen=True)
+class ApiLost:
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ApiBack:
+    pass
+
+
+@dataclass(frozen=True)
+class Unauthorized:
+    """401: this pod's token is no longer valid, so the pod was deleted."""
+
+
+@dataclass(frozen=True)
+class StoreOpened:
+    address: str
+
+
+@dataclass(frozen=True)
+class StoreReady:
+    """torch's TCPStore for a run listens on `port`, or there is none because torch cannot be imported."""
+
+    run: Run
+    port: int
+    agent_store: bool
+
+
+@dataclass(frozen=True)
+class MemberHello:
+    connection: int
+    hello: Hello
+
+
+@dataclass(frozen=True)
+class MemberStatus:
+    connection: int
+    status: Status
+
+
+@dataclass(frozen=True)
+class MemberBeat:
+    """A heartbeat; `generation` is the member's."""
+
+    connection: int
+    generation: int
+
+
+@dataclass(frozen=True)
+class MemberGone:
+    connection: int
+
+
+@dataclass(frozen=True)
+class Linked:
+    """Connected to the master's store, which knows our token."""
+
+
+@dataclass(frozen=True)
+class Unlinked:
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class GangSeen:
+    gang: GangState
+
+
+@dataclass(frozen=True)
+class RankExited:
+    run: Run
+    local_rank: int
+    exit: Exit
+
+
+@dataclass(frozen=True)
+class RanksGone:
+    """Every process of the ranks has ended and was reaped."""
+
+
+@dataclass(frozen=True)
+class ProgressSeen:
+    run: Run
+    progress: Mapping[str, Any]  # as in Report.progress, checked
+    warnings: Tuple[Tuple[str, str], ...] = ()  # (reason, message)
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """SIGTERM or SIGINT."""
+
+
+@dataclass(frozen=True)
+class Timer:
+    """A deadline of the core may have passed."""
+
+
+Event = Union[
+    WorldSeen, WorldMissing, ApiLost, ApiBack, Unauthorized, StoreOpened, StoreReady, MemberHello, MemberStatus,
+    MemberBeat, MemberGone, Linked, Unlinked, GangSeen, RankExited, RanksGone, ProgressSeen, Terminate, Timer,
+]
+
+# Actions --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StartRanks:
+    run: Run
+    start: Start
+    size: int  # members
+    restarts: int
+
+
+@dataclass(frozen=True)
+class KillRanks:
+    """SIGKILL to everything the ranks are and started; answered by RanksGone, also if nothing was there."""
+
+
+@dataclass(frozen=True)
+class TermRanks:
+    """SIGTERM to the ranks."""
+
+
+@dataclass(frozen=True)
+class TouchDrain:
+    """Ask the ranks to save and stop."""
+
+
+@dataclass(frozen=True)
+class OpenStore:
+    token: str
+
+
+@dataclass(frozen=True)
+class CloseStore:
+    pass
+
+
+@dataclass(frozen=True)
+class PrepareStore:
+    """Make torch's TCPStore for this run; the one of an earlier run ends."""
+
+    run: Run
+
+
+@dataclass(frozen=True)
+class Link:
+    """Connect to this store, and again whenever the connection is lost."""
+
+    address: str
+    token: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Unlink:
+    pass
+
+
+@dataclass(frozen=True)
+class SendStatus:
+    status: Status
+
+
+@dataclass(frozen=True)
+class Tell:
+    """To a member's connection."""
+
+    connection: int
+    gang: GangState
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Tell a member's connection why and close it."""
+
+    connection: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """Replaces whatever report has not been written yet."""
+
+    spec: Dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DropReport:
+    """Forget a report that has not been written yet."""
+
+
+@dataclass(frozen=True)
+class ReadWorld:
+    """GET the World now."""
+
+
+@dataclass(frozen=True)
+class TerminationMessage:
+    text: str
+
+
+@dataclass(frozen=True)
+class Log:
+    text: str
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Exit with this code; first give the last report a second to be written, if `flush`."""
+
+    code: int
+    flush: bool
+
+
+Action = Union[
+    StartRanks, KillRanks, TermRanks, TouchDrain, OpenStore, CloseStore, PrepareStore, Link, Unlink, SendStatus, Tell,
+    Refuse, WriteReport, DropReport, ReadWorld, TerminationMessage, Log, Leave,
+]

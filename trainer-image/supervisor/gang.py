@@ -1,0 +1,195 @@
+"""The master's books: who is connected, who has joined, finished or drained. Pure; the core owns it, store.py talks."""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass
+from typing import Counter, Dict, List, Optional, Tuple
+
+from supervisor.events import GangState, Hello, Run, Start, Status, StoreReady, World
+
+FINAL = ("finished", "drained")  # stay true when the member is gone
+
+
+@dataclass
+class Place:
+    """One index of the gang."""
+
+    hello: Hello
+    connection: Optional[int]
+    status: Optional[Status] = None
+    ran: Optional[Run] = None  # the run whose ranks it has started
+
+
+class Gang:
+    """State of the members of one World generation and attempt."""
+
+    def __init__(self, world: World, host: str) -> None:
+        self.world = world
+        self.host = host  # of the master's pod
+        self.run: Run = (world.generation, 0)
+        self.start: Optional[Start] = None
+        self.ready: Optional[StoreReady] = None
+        self._places: Dict[int, Place] = {}
+        self._index: Dict[int, int] = {}  # by connection
+        self._claims: Dict[Tuple[int, int], str] = {}  # (index, incarnation) -> pod UID
+        self._counts: Counter[Tuple[Run, str]] = collections.Counter()
+
+    # What the world and the members say -------------------------------------------------------------------------------
+
+    def advance(self, world: World) -> bool:
+        """Take the World over; True if it starts another generation."""
+        newer = world.generation > self.world.generation
+        self.world = world
+        if newer:
+            for index, place in list(self._places.items()):
+                if index >= world.size or place.hello.incarnation != world.incarnation(index):
+                    self._forget(place)
+                    del self._places[index]
+            self._begin((world.generation, 0))
+        return newer
+
+    def next_attempt(self) -> None:
+        """Start the same members again, without the operator."""
+        self._begin((self.run[0], self.run[1] + 1))
+
+    def _begin(self, run: Run) -> None:
+        self.run = run
+        self.start = None
+        self.ready = None
+
+    def hello(self, connection: int, hello: Hello) -> str:
+        """Admit a member; the answer says why it is refused, or is empty."""
+        if not 0 <= hello.index < self.world.size:
+            return f"index {hello.index} is not in a gang of {self.world.size}"
+        current = self.world.incarnation(hello.index)
+        if hello.incarnation != current:
+            return f"index {hello.index} is held by incarnation {current}, not {hello.incarnation}"
+        holder = self._claims.setdefault((hello.index, hello.incarnation), hello.pod_uid)
+        if holder != hello.pod_uid:
+            return f"index {hello.index}, incarnation {hello.incarnation} is held by the pod with UID {holder}"
+        place = self._places.get(hello.index)
+        if place is None or place.hello != hello:
+            if place is not None:
+                self._forget(place)
+            self._places[hello.index] = Place(hello, connection)
+        else:
+            if place.connection is not None:
+                self._index.pop(place.connection, None)
+            place.connection = connection
+        self._index[connection] = hello.index
+        return ""
+
+    def status(self, connection: int, status: Status) -> bool:
+        """Note what a member says of itself; True if it is known."""
+        index = self._index.get(connection)
+        if index is None:
+            return False
+        place = self._places[index]
+        self._count(place, -1)
+        place.status = status
+        self._count(place, 1)
+        if status.state == "running":
+            place.ran = status.run
+        return True
+
+    def gone(self, connection: int) -> None:
+        """A connection has ended. What the member finished stays finished."""
+        index = self._index.pop(connection, None)
+        if index is None:
+            return
+        place = self._places[index]
+        if place.connection != connection:
+            return
+        place.connection = None
+        if place.status is not None and place.status.state not in FINAL:
+            self._count(place, -1)
+            place.status = None
+
+    def _forget(self, place: Place) -> None:
+        self._count(place, -1)
+        if place.connection is not None:
+            self._index.pop(place.connection, None)
+
+    def _count(self, place: Place, by: int) -> None:
+        if place.status is not None:
+            key = (place.status.run, place.status.state)
+            self._counts[key] += by
+            if not self._counts[key]:
+                del self._counts[key]
+
+    # What follows from it ---------------------------------------------------------------------------------------------
+
+    def try_start(self) -> bool:
+        """True when all members have joined just now and know each other's place."""
+        if self.start is not None or self.ready is None or self.ready.run != self.run:
+            return False
+        if self._counts[(self.run, "joining")] < self.world.size or self._rejoined():
+            return False
+        first = self._places[0].status
+        assert first is not None
+        if self.ready.agent_store:
+            self.start = Start(self.host, self.ready.port, True)
+        else:  # then rank 0 makes the meeting point itself
+            self.start = Start(first.host, first.port, False)
+        return True
+
+    def joined_any(self) -> bool:
+        """Whether somebody waits for the others."""
+        return self.start is None and self._counts[(self.run, "joining")] > 0
+
+    def missing(self) -> List[int]:
+        """Indices that have not joined, and those that joined a run which they had started before."""
+        rejoined = self._rejoined()
+        if self.start is not None:
+            return rejoined
+        joined = {
+            index for index, place in self._places.items()
+            if place.status is not None and place.status.run == self.run and place.status.state == "joining"
+        }
+        return sorted((set(range(self.world.size)) - joined) | set(rejoined))
+
+    def _rejoined(self) -> List[int]:
+        """Members whose supervisor started anew in the middle of this run: their ranks are lost."""
+        return [
+            index for index, place in self._places.items()
+            if place.ran == self.run and place.status is not None and place.status.state == "joining"
+            and place.status.run == self.run
+        ] if self._counts[(self.run, "joining")] else []
+
+    @property
+    def ended(self) -> str:
+        """`finished` or `drained` once all members are."""
+        finished = self._counts[(self.run, "finished")]
+        if finished == self.world.size:
+            return "finished"
+        drained = self._counts[(self.run, "drained")]
+        return "drained" if drained and finished + drained == self.world.size else ""
+
+    def drained_step(self) -> Optional[int]:
+        """The step that Drain saved, if every member saved."""
+        statuses = [place.status for place in self._places.values() if place.status is not None]
+        if any(status.state == "drained" and not status.saved for status in statuses):
+            return None
+        return self._places[0].status.step if 0 in self._places and self._places[0].status else None
+
+    def can_attempt(self) -> bool:
+        """A member failed, and all are connected and in this very run."""
+        if not self._counts[(self.run, "failed")] or self.run[1] >= self.world.local_attempts:
+            return False
+        here = sum(count for (run, _), count in self._counts.items() if run == self.run)
+        return here == self.world.size == len(self._index)
+
+    def newest_generation(self) -> int:
+        """The newest generation that a member knows of."""
+        return max((run[0] for run, _ in self._counts), default=0)
+
+    def state_for(self, connection: int) -> GangState:
+        """What this member is told; a run that it has started before is never started a second time."""
+        place = self._places[self._index[connection]]
+        again = place.ran == self.run and place.status is not None and place.status.state == "joining"
+        return GangState(self.run[0], self.run[1], None if again else self.start, self.ended)
+
+    def connections(self) -> List[int]:
+        """Connections of all admitted members."""
+        return list(self._index)

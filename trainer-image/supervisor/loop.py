@@ -1,0 +1,232 @@
+"""The one loop of the supervisor: sockets, signals, timers and what the threads post, into the core and out again."""
+
+from __future__ import annotations
+
+import collections
+import os
+import selectors
+import signal
+import time
+from types import FrameType
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence
+
+from supervisor import events as e
+from supervisor.api import Api
+from supervisor.core import Core
+from supervisor.logs import Logs
+from supervisor.ranks import Ranks
+from supervisor.store import StoreLink, StoreServer
+from supervisor.torchstore import TorchStore, free_port
+
+FLUSH = 1.0  # s that the last report gets before we leave
+TERMINATION_MESSAGE = 4096  # bytes, as kubelet reads
+
+
+class Loop:
+    """Everything with side effects that the core asks for."""
+
+    def __init__(self, me: e.Member, program: Sequence[str], environment: Mapping[str, str], scratch: str) -> None:
+        self._me = me
+        self._selector = selectors.DefaultSelector()
+        self._events: Deque[e.Event] = collections.deque()
+        self._wake_read, self._wake_write = os.pipe()
+        for fd in (self._wake_read, self._wake_write):
+            os.set_blocking(fd, False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
+        self._children_ended = True  # look once: an earlier PID 1 may have left some
+        self._leave: Optional[e.Leave] = None
+        six = ":" in me.pod_ip
+        self._logs = Logs(on_end=self._wake)
+        self._core = Core(me, first_sequence=int(time.time() * 1000), free_port=lambda: free_port(six))
+        self._ranks = Ranks(program, me, environment, scratch, self._logs, self.post, self._protected)
+        self._torch = TorchStore(me.pod_ip, program, lambda: free_port(six), self._logs.say)
+        self._torch_fd: Optional[int] = None
+        self._api = Api(environment, self.post, self._logs.say)
+        self._server: Optional[StoreServer] = None
+        self._link: Optional[StoreLink] = None
+        self._status: Optional[e.Status] = None
+        self._termination_log = environment.get("TRAINYARD_TERMINATION_LOG", "/dev/termination-log")
+
+    def _protected(self) -> "set[int]":
+        return self._torch.pids()
+
+    # From other threads and signal handlers ---------------------------------------------------------------------------
+
+    def post(self, event: e.Event) -> None:
+        """Hand an event to the core. From any thread."""
+        self._events.append(event)
+        self._wake()
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except BlockingIOError:
+            pass  # it is awake
+
+    def _signalled(self, number: int, _frame: Optional[FrameType]) -> None:
+        if number == signal.SIGCHLD:
+            self._children_ended = True
+        else:
+            self._events.append(e.Terminate())
+
+    # The loop ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until there is nothing more to do; the exit code."""
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+        self._logs.start()
+        self._logs.say(f"index {self._me.index}, incarnation {self._me.incarnation}, {self._me.ranks} ranks, "
+                       f"pod {self._me.pod}")
+        self._api.start()
+        while self._leave is None:
+            for key, mask in self._selector.select(self._timeout()):
+                key.data(mask)
+            self._step()
+        if self._leave.flush:
+            self._api.flush(FLUSH)
+        self._torch.close()
+        self._logs.say(f"leaving with {self._leave.code}")
+        self._logs.close(2.0)
+        return self._leave.code
+
+    def _timeout(self) -> Optional[float]:
+        if self._events or self._children_ended:
+            return 0
+        due: List[Optional[float]] = [self._core.deadline(), self._ranks.deadline()]
+        due += [part.deadline() for part in (self._server, self._link) if part is not None]
+        soonest = min((at for at in due if at is not None), default=None)
+        return None if soonest is None else max(0.0, soonest - time.monotonic())
+
+    def _step(self) -> None:
+        if self._children_ended:
+            self._children_ended = False
+            self._reap()
+        self._ranks.step()
+        for part in (self._server, self._link):
+            if part is not None:
+                part.step()
+        while self._events and self._leave is None:
+            self._handle(self._events.popleft())
+        deadline = self._core.deadline()
+        if deadline is not None and deadline <= time.monotonic() and self._leave is None:
+            self._handle(e.Timer())
+
+    def _handle(self, event: e.Event) -> None:
+        for action in self._core.handle(event, time.monotonic(), time.time()):
+            ACTIONS[type(action)](self, action)
+
+    def _woken(self, _mask: int) -> None:
+        try:
+            while os.read(self._wake_read, 4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def _reap(self) -> None:
+        self._ranks.reap(self._torch_ended)
+
+    # Actions ----------------------------------------------------------------------------------------------------------
+
+    def _open_store(self, action: e.OpenStore) -> None:
+        self._torch.open()
+        self._server = StoreServer(self._selector, action.token, self._me.pod_ip,
+                                   lambda: self._core.world.size if self._core.world is not None else 1, self.post)
+        self._logs.say(f"this pod is the master; its store listens at {self._server.address}")
+        self.post(e.StoreOpened(self._server.address))
+
+    def _close_store(self, _action: e.CloseStore) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self._torch.close()
+
+    def _prepare(self, action: e.PrepareStore) -> None:
+        self._ready(self._torch.prepare(action.run))
+        self._select_torch()
+
+    def _ready(self, event: Optional[e.StoreReady]) -> None:
+        if event is not None:
+            self.post(event)
+
+    def _select_torch(self) -> None:
+        """Follow the link to torch's store: there is a new one for every child."""
+        wanted = self._torch.fileno()
+        if wanted == self._torch_fd:
+            return
+        if self._torch_fd is not None:
+            self._selector.unregister(self._torch_fd)
+        if wanted is not None:
+            self._selector.register(wanted, selectors.EVENT_READ, self._torch_says)
+        self._torch_fd = wanted
+
+    def _torch_says(self, _mask: int) -> None:
+        before = self._torch_fd
+        self._ready(self._torch.read())
+        if self._torch.fileno() != before:
+            self._select_torch()
+
+    def _torch_ended(self, pid: int, status: int) -> None:
+        self._ready(self._torch.ended(pid, status))
+        self._select_torch()
+
+    def _connect(self, action: e.Link) -> None:
+        self._unlink(e.Unlink())
+        self._link = StoreLink(self._selector, action, self._me, self.post, self._logs.say)
+        if self._status is not None:
+            self._link.send(self._status)
+
+    def _unlink(self, _action: e.Unlink) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def _send_status(self, action: e.SendStatus) -> None:
+        self._status = action.status
+        if self._link is not None:
+            self._link.send(action.status)
+
+    def _tell(self, action: e.Tell) -> None:
+        if self._server is not None:
+            self._server.tell(action.connection, action.gang)
+
+    def _refuse(self, action: e.Refuse) -> None:
+        if self._server is not None:
+            self._server.refuse(action.connection, action.reason)
+
+    def _termination_message(self, action: e.TerminationMessage) -> None:
+        text = action.text.encode("utf-8", "replace")
+        first, _, rest = text.partition(b"\n")
+        first = first[:1024]
+        room = TERMINATION_MESSAGE - len(first) - 1
+        try:
+            with open(self._termination_log, "wb") as file:
+                file.write(first + b"\n" + (rest[-room:] if rest else b""))
+        except OSError:
+            pass  # not in a pod
+
+    def _set_leave(self, action: e.Leave) -> None:
+        self._leave = action
+
+
+ACTIONS: Dict[type, Callable[[Loop, Any], None]] = {
+    e.StartRanks: lambda loop, action: loop._ranks.start(action),
+    e.KillRanks: lambda loop, _: loop._ranks.kill(),
+    e.TermRanks: lambda loop, _: loop._ranks.term(),
+    e.TouchDrain: lambda loop, _: loop._ranks.touch_drain(),
+    e.OpenStore: Loop._open_store,
+    e.CloseStore: Loop._close_store,
+    e.PrepareStore: Loop._prepare,
+    e.Link: Loop._connect,
+    e.Unlink: Loop._unlink,
+    e.SendStatus: Loop._send_status,
+    e.Tell: Loop._tell,
+    e.Refuse: Loop._refuse,
+    e.WriteReport: lambda loop, action: loop._api.write(action.spec),
+    e.DropReport: lambda loop, _: loop._api.drop(),
+    e.ReadWorld: lambda loop, _: loop._api.read_world(),
+    e.TerminationMessage: Loop._termination_message,
+    e.Log: lambda loop, action: loop._logs.say(action.text),
+    e.Leave: Loop._set_leave,
+}

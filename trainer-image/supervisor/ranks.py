@@ -1,0 +1,315 @@
+"""The ranks' processes: sessions of their own, environment, files, their end, and everything that they leave behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+
+from supervisor import failures, progress
+from supervisor.events import Event, Exit, Member, ProgressSeen, RankExited, RanksGone, Run, StartRanks, named
+from supervisor.logs import Logs, Tail
+
+LAST_WORDS = 0.25  # s that a rank's output may still come after its end, if something else holds the pipe
+PROGRESS_POLL = 0.2  # s
+
+
+class Rank:
+    """One process."""
+
+    def __init__(self, local: int, rank: int, folder: str) -> None:
+        self.local = local
+        self.rank = rank
+        self.tail = Tail()
+        self.error_file = os.path.join(folder, "error.json")
+        self.progress_file = os.path.join(folder, "progress.json")
+        self.process: Optional[subprocess.Popen[bytes]] = None
+        self.code: Optional[int] = None
+        self.told = False
+        self.tell_at = 0.0
+
+
+class Ranks:
+    """All ranks of this pod. `post` takes the events; `protected` names children that are no ranks."""
+
+    def __init__(self, program: Sequence[str], me: Member, environment: Mapping[str, str], scratch: str, logs: Logs,
+                 post: Callable[[Event], None], protected: Callable[[], Set[int]]) -> None:
+        self._program = list(program)
+        self._me = me
+        self._environment = dict(environment)
+        self._scratch = scratch
+        self._logs = logs
+        self._post = post
+        self._protected = protected
+        self._ranks: Dict[int, Rank] = {}  # by pid, or by -1 - local rank if it could not be started
+        self._run: Run = (0, 0)
+        self._folder = ""
+        self._killing = False
+        self._oom_kills = 0
+        self._progress_seen: Tuple[int, int, int] = (0, 0, 0)
+        self._garbage_seen: Tuple[int, int, int] = (0, 0, 0)
+        self._garbage_told = False
+        self._poll_at: Optional[float] = None
+
+    # What the core asks for -------------------------------------------------------------------------------------------
+
+    def start(self, order: StartRanks) -> None:
+        """Start every rank of this pod for a run. Nothing of an earlier run may be left."""
+        self._forget()
+        self._run = order.run
+        self._folder = os.path.join(self._scratch, named(order.run))
+        os.makedirs(self._folder, exist_ok=True)
+        self._oom_kills = oom_kills()
+        self._progress_seen = (0, 0, 0)
+        self._poll_at = time.monotonic() + PROGRESS_POLL if self._me.index == 0 else None
+        for local in range(self._me.ranks):
+            self._spawn(local, order)
+
+    def _spawn(self, local: int, order: StartRanks) -> None:
+        number = self._me.index * self._me.ranks + local
+        folder = os.path.join(self._folder, str(local))
+        os.makedirs(folder, exist_ok=True)
+        rank = Rank(local, number, folder)
+        prefix = f"[rank {number}] "
+        out, err = (self._logs.pipe(prefix, rank.tail, error) for error in (False, True))
+        try:
+            rank.process = subprocess.Popen(
+                self._program, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+                env=rank_environment(self._environment, self._me, order, rank, self.drain_file),
+            )
+            self._ranks[rank.process.pid] = rank
+        except OSError as error:
+            rank.code = failures.CONFIGURATION
+            rank.tail.add([f"cannot start {self._program[0]!r}: {error.strerror or error}".encode()], True)
+            self._ranks[-1 - local] = rank
+        finally:
+            os.close(out)
+            os.close(err)
+
+    @property
+    def drain_file(self) -> str:
+        return os.path.join(self._folder, "drain")
+
+    def touch_drain(self) -> None:
+        """Ask the ranks to save and stop."""
+        if self._folder:
+            with open(self.drain_file, "w", encoding="utf-8"):
+                pass
+
+    def term(self) -> None:
+        """SIGTERM to the ranks themselves."""
+        for pid, rank in self._ranks.items():
+            if rank.code is None:
+                _signal(os.kill, pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to all that the ranks are and started. RanksGone follows."""
+        self._killing = True
+        self._poll_at = None
+        for pid, rank in self._ranks.items():
+            if rank.code is None:
+                _signal(os.killpg, pid, signal.SIGKILL)
+        self._check_gone()
+
+    # What the loop tells ----------------------------------------------------------------------------------------------
+
+    def reap(self, other: Callable[[int, int], None]) -> None:
+        """Collect every child that has ended, our own and those that we inherited; `other` hears of those that are no
+        ranks (pid, status)."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                break
+            if ended is None:
+                break
+            rank = self._ranks.get(ended.si_pid)
+            if rank is not None and (ended.si_code != os.CLD_EXITED or ended.si_status != 0):
+                # Before it is reaped: its pid is not free yet, so the group cannot be another's.
+                _signal(os.killpg, ended.si_pid, signal.SIGKILL)
+            _, status = os.waitpid(ended.si_pid, 0)
+            if rank is not None:
+                self._ended(rank, status)
+            else:
+                other(ended.si_pid, status)
+        if self._killing:
+            self._check_gone()
+
+    def _ended(self, rank: Rank, status: int) -> None:
+        rank.code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        if rank.process is not None:
+            rank.process.returncode = rank.code  # so that subprocess never waits for a pid that may be another's by now
+        rank.tell_at = time.monotonic() + (LAST_WORDS if rank.code else 0)
+
+    def deadline(self) -> Optional[float]:
+        """When step() is due; it is also due when a rank's output ends."""
+        if self._killing:
+            return None
+        due = [rank.tell_at for rank in self._ranks.values() if rank.code is not None and not rank.told]
+        if self._poll_at is not None and self._ranks:
+            due.append(self._poll_at)
+        return min(due, default=None)
+
+    def step(self) -> None:
+        """Tell of ranks that ended, read rank 0's progress."""
+        if self._killing:
+            return
+        now = time.monotonic()
+        ended = [rank for rank in self._ranks.values() if rank.code is not None and not rank.told
+                 and (now >= rank.tell_at or rank.tail.open <= 0)]
+        if ended or (self._poll_at is not None and now >= self._poll_at):
+            self._read_progress()
+        for rank in ended:
+            rank.told = True
+            self._post(RankExited(self._run, rank.local, self._judge(rank)))
+
+    def _judge(self, rank: Rank) -> Exit:
+        assert rank.code is not None
+        if rank.code == 0:
+            return Exit(rank.rank, 0)
+        lines, errors = rank.tail.read()
+        oom = rank.code == -signal.SIGKILL and oom_kills() > self._oom_kills
+        verdict = failures.judge(rank.code, lines, errors, read(rank.error_file).decode("utf-8", "replace"), oom)
+        step: Optional[int] = None
+        try:
+            step = progress.parse(read(rank.progress_file)).fields["step"]
+        except ValueError:
+            pass  # it never told
+        return Exit(rank.rank, rank.code, verdict.root, verdict.reason, verdict.text, step, oom)
+
+    def _read_progress(self) -> None:
+        if self._poll_at is None:
+            return
+        self._poll_at = time.monotonic() + PROGRESS_POLL
+        first = next((rank for rank in self._ranks.values() if rank.rank == 0), None)
+        if first is None:
+            return
+        try:
+            found = os.stat(first.progress_file)
+        except OSError:
+            return
+        seen = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if seen == self._progress_seen:
+            return
+        line = read(first.progress_file)
+        try:
+            parsed = progress.parse(line)
+        except ValueError as error:
+            if seen == self._garbage_seen and line.strip():  # else it may be half written at this moment
+                self._tell_garbage(error)
+            self._garbage_seen = seen
+            return
+        self._progress_seen = seen
+        self._post(ProgressSeen(self._run, parsed.fields, parsed.warnings))
+
+    def _tell_garbage(self, error: ValueError) -> None:
+        if not self._garbage_told:
+            self._garbage_told = True
+            self._logs.say(f"rank 0's progress is ignored until it can be read: {error}")
+
+    # The end ----------------------------------------------------------------------------------------------------------
+
+    def _check_gone(self) -> None:
+        """RanksGone once no rank and nothing that a rank left to us lives. What a dying process had started becomes our
+        child as it dies, so this is looked at again after every child's end."""
+        strays = children() - self._protected() - set(self._ranks)
+        for pid in strays:
+            _signal(os.kill, pid, signal.SIGKILL)
+        if strays or any(rank.code is None for rank in self._ranks.values()):
+            return
+        self._killing = False
+        self._forget()
+        self._post(RanksGone())
+
+    def _forget(self) -> None:
+        self._ranks = {}
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = ""
+
+
+def rank_environment(base: Mapping[str, str], me: Member, order: StartRanks, rank: Rank, drain: str) -> Dict[str, str]:
+    """What torchrun would give this rank, and Trainyard's own."""
+    environment = dict(base)
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment.setdefault("PYTHONUNBUFFERED", "1")
+    world = order.size * me.ranks
+    environment.update({
+        "MASTER_ADDR": order.start.host,
+        "MASTER_PORT": str(order.start.port),
+        "RANK": str(rank.rank),
+        "LOCAL_RANK": str(rank.local),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(me.ranks),
+        "GROUP_RANK": str(me.index),
+        "GROUP_WORLD_SIZE": str(order.size),
+        "ROLE_RANK": str(rank.rank),
+        "ROLE_WORLD_SIZE": str(world),
+        "ROLE_NAME": "default",
+        "TORCHELASTIC_RUN_ID": me.job,
+        "TORCHELASTIC_RESTART_COUNT": str(order.restarts),
+        "TORCHELASTIC_MAX_RESTARTS": base.get("TRAINYARD_MAX_RESTARTS", str(max(10, order.restarts))),
+        "TORCHELASTIC_ERROR_FILE": rank.error_file,
+        "TORCHELASTIC_USE_AGENT_STORE": str(order.start.agent_store),
+        "TRAINYARD_GENERATION": named(order.run),
+        "TRAINYARD_PROGRESS": rank.progress_file,
+        "TRAINYARD_DRAIN": drain,
+    })
+    return environment
+
+
+def _signal(send: Callable[[int, int], None], pid: int, number: int) -> None:
+    try:
+        send(pid, number)
+    except ProcessLookupError:
+        pass  # it has ended meanwhile
+    except PermissionError:
+        pass  # it changed its user: it cannot be ours to stop
+
+
+def read(path: str) -> bytes:
+    """At most 256 KiB of a file that may not be there."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(1 << 18)
+    except OSError:
+        return b""
+
+
+def children() -> Set[int]:
+    """Pids of our own children, zombies included."""
+    me = os.getpid()
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            stat = read(f"/proc/{name}/stat")
+            fields = stat[stat.rfind(b")") + 2:].split()  # the command's name may hold anything, brackets too
+            if len(fields) > 1 and int(fields[1]) == me:
+                found.add(int(name))
+    return found
+
+
+def oom_kills() -> int:
+    """Processes of this container that the kernel has killed for want of memory; 0 where that cannot be read."""
+    for path in _memory_files():
+        for line in read(path).decode("utf-8", "replace").splitlines():
+            name, _, value = line.partition(" ")
+            if name == "oom_kill" and value.strip().isdigit():
+                return int(value)
+    return 0
+
+
+def _memory_files() -> List[str]:
+    own, own_v1 = "", ""
+    for line in read("/proc/self/cgroup").decode("utf-8", "replace").splitlines():
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if number == "0":
+            own = path.strip("/")
+        if "memory" in controllers.split(","):
+            own_v1 = path.strip("/")
+    root = "/sys/fs/cgroup"
+    return [os.path.join(root, own, "memory.events"), f"{root}/memory.events",
+            os.path.join(root, "memory", own_v1, "memory.oom_control"), f"{root}/memory/memory.oom_control"]

@@ -1,0 +1,97 @@
+"""The pod's Report: state, not a log. Every write says all that is true now."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from supervisor.events import Exit, Member, Run
+
+REASON = 1024  # characters, as the API allows
+TEXT = 4096
+WARNINGS = 5
+
+
+def timestamp(wall: float) -> str:
+    """RFC 3339 with microseconds, from seconds since 1970."""
+    moment = datetime.datetime.fromtimestamp(wall, datetime.timezone.utc)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Report:
+    """What this pod has to say about the run it is in."""
+
+    def __init__(self, me: Member, first_sequence: int) -> None:
+        self._me = me
+        self._sequence = first_sequence - 1
+        self._run: Run = (0, 0)
+        self._warnings: List[Dict[str, str]] = []
+        self.address = ""
+        self.kind = ""
+        self.missing: List[int] = []
+        self.drained_step: Optional[int] = None
+        self._failure: Optional[Exit] = None
+        self._formed_at = ""
+        self._progress: Optional[Dict[str, Any]] = None
+
+    def begin(self, run: Run) -> None:
+        """Another run: nothing said of the last one holds any more; warnings stay."""
+        self._run, self.kind, self.missing, self.drained_step = run, "", [], None
+        self._failure, self._formed_at, self._progress = None, "", None
+
+    def form(self, wall: float) -> None:
+        """The gang is complete."""
+        self._formed_at, self.missing = timestamp(wall), []
+
+    def fail(self, failure: Exit) -> None:
+        """A rank of this pod failed."""
+        self._failure = failure
+
+    def newest_step(self) -> Optional[int]:
+        """The step that rank 0's ranks saved last, as far as they said."""
+        if self._progress is None:
+            return None
+        step: int = self._progress.get("durableStep", self._progress["step"])
+        return step
+
+    def take_progress(self, progress: Mapping[str, Any], warnings: Tuple[Tuple[str, str], ...], wall: float) -> bool:
+        """Note what rank 0 says; True if it should be told at once."""
+        old = self._progress
+        known = [(warning["reason"], warning["message"]) for warning in self._warnings]
+        for reason, message in warnings:
+            if (reason, message) not in known:
+                self._warnings.append({"reason": reason, "message": message, "at": timestamp(wall)})
+        self._warnings = self._warnings[-WARNINGS:]
+        new = dict(progress, at=timestamp(wall))
+        new["firstStepAt"] = new["at"] if old is None else old["firstStepAt"]
+        self._progress = new
+        ends = new.get("steps") is not None and new["step"] >= new["steps"]
+        return old is None or new.get("durableStep") != old.get("durableStep") or (ends and new["step"] != old["step"])
+
+    def spec(self, kind: str) -> Dict[str, Any]:
+        """The next Report.spec to write, of this kind."""
+        self.kind = kind
+        self._sequence += 1
+        spec: Dict[str, Any] = {
+            "job": self._me.job, "podUid": self._me.pod_uid, "index": self._me.index,
+            "incarnation": self._me.incarnation, "generation": self._run[0], "attempt": self._run[1],
+            "sequence": self._sequence, "kind": kind, "missing": self.missing, "warnings": list(self._warnings),
+        }
+        optional = {
+            "address": self.address or None, "formedAt": self._formed_at or None, "drainedStep": self.drained_step,
+            "progress": self._progress, "failure": self._failure_spec(),
+        }
+        spec.update({key: value for key, value in optional.items() if value is not None})
+        return spec
+
+    def _failure_spec(self) -> Optional[Dict[str, Any]]:
+        failure = self._failure
+        if failure is None:
+            return None
+        spec: Dict[str, Any] = {
+            "root": failure.root, "rank": failure.rank, "exitCode": failure.code,
+            "reason": failure.reason[:REASON], "text": failure.text[-TEXT:], "oom": failure.oom,
+        }
+        if failure.step is not None:
+            spec["step"] = failure.step
+        return spec
