@@ -27,7 +27,7 @@ NAMESPACE = "demo"
 SECONDS = 900
 PICTURE = Path("out/demo-loss.png")
 PROMPT = "And God said"
-_LOG_LINE = re.compile(r"step (\d+)\S* .*?loss ([0-9.]+)")
+_LOG_LINE = re.compile(r"step (\d+)/\d+ loss ([0-9.]+)")
 
 
 def install(name: str, console: Console) -> Yard:

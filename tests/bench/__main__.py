@@ -27,7 +27,7 @@ from bench.operator import scrape
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "figures.md"
 REPEATS = 5
-_STEP = re.compile(r"^(\S+Z) .*\bstep (\d+)\b")
+_STEP = re.compile(r"^(\S+Z) .*(?:finished step (\d+)$|step (\d+)/\d+ loss)")
 
 
 def steps(job: Job, pod: str) -> list[tuple[float, int]]:
@@ -36,9 +36,9 @@ def steps(job: Job, pod: str) -> list[tuple[float, int]]:
     found = []
     for line in log.splitlines():
         match = _STEP.match(line)
-        if match and "goes on" not in line:
+        if match:
             stamp = re.sub(r"(\.\d{6})\d*Z", r"\1+00:00", match[1])
-            found.append((datetime.fromisoformat(stamp).timestamp(), int(match[2])))
+            found.append((datetime.fromisoformat(stamp).timestamp(), int(match[2] or match[3])))
     return found
 
 

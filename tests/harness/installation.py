@@ -134,7 +134,7 @@ class Yard:
 
     def _scale(self, replicas: int) -> None:
         apps = client.AppsV1Api(self.api.client)
-        apps.patch_namespaced_deployment_scale("trainyard-operator", SYSTEM, {"spec": {"replicas": replicas}})
+        apps.patch_namespaced_deployment_scale("trainyard", SYSTEM, {"spec": {"replicas": replicas}})
         deadline = time.monotonic() + 90
         while True:
             ready = [p for p in self.operator_pods() if any(
