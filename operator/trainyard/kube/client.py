@@ -65,7 +65,7 @@ class NotLeading(Exception):
 
 
 async def load_configuration(kubeconfig: str | None = None) -> Configuration:
-    """Configuration from the named kubeconfig, else $KUBECONFIG, else the pod's service account, else ~/.kube/config."""
+    """From the named kubeconfig, else $KUBECONFIG, else the pod's service account, else ~/.kube/config."""
     configuration = Configuration()
     if kubeconfig or os.environ.get("KUBECONFIG") or not (_SERVICE_ACCOUNT / "token").exists():
         await kube_config.load_kube_config(config_file=kubeconfig, client_configuration=configuration,

@@ -1,8 +1,8 @@
 """Leader election by a Lease.
 
 A follower takes over when it has seen the same record for the whole lease duration on its own clock; clocks of two
-machines are never compared. A leader counts from *before* it sent a renewal, on a clock that also runs while the machine
-sleeps, and stops writing a margin before a follower could take over.
+machines are never compared. A leader counts from *before* it sent a renewal, on a clock that also runs while the
+machine sleeps, and stops writing a margin before a follower could take over.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Lease:
     def __init__(self, client: Client, namespace: str, name: str, identity: str, *, duration: float = 10.0,
                  renew: float = 2.0, margin: float = 3.0, poll: float = 1.0) -> None:
         if margin + renew >= duration:
-            raise ValueError(f"lease duration {duration} s must be longer than renewal {renew} s plus margin {margin} s")
+            raise ValueError(f"lease duration {duration} s must exceed renewal {renew} s plus margin {margin} s")
         self.identity = identity
         self.holder = ""
         self.beat = time.monotonic()  # when this loop last did anything
@@ -85,12 +85,12 @@ class Lease:
         try:
             record = await self._read()
             if record is None:
-                self._took(begun, await self._client.write("POST", self._path, self._body(None), gated=False, seconds=3))
-                return True
-            if not self._free(record):
+                method, path = "POST", self._path
+            elif self._free(record):
+                method, path = "PUT", f"{self._path}/{self._name}"
+            else:
                 return False
-            self._took(begun, await self._client.write("PUT", f"{self._path}/{self._name}", self._body(record),
-                                                       gated=False, seconds=3))
+            self._took(begun, await self._client.write(method, path, self._body(record), gated=False, seconds=3))
             return True
         except ApiError as error:
             level = logging.DEBUG if error.conflict else logging.WARNING

@@ -10,7 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainyard.api import INCARNATION_LABEL, INDEX_LABEL, JOB_LABEL, JOB_UID_LABEL, RENDERED_ANNOTATION, TRAINER_CONTAINER
+from trainyard.api import (
+    INCARNATION_LABEL,
+    INDEX_LABEL,
+    JOB_LABEL,
+    JOB_UID_LABEL,
+    RENDERED_ANNOTATION,
+    TRAINER_CONTAINER,
+)
 from trainyard.api.protocol import ReportSpec, WorldSpec
 from trainyard.kube.client import Object
 from trainyard.placement.books import NodeView, Resources

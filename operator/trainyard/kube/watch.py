@@ -44,7 +44,7 @@ class Held(NamedTuple, Generic[T]):
 
 
 class Store(Generic[T]):
-    """Objects of one kind by key. Listeners hear (key, old, new) of every change of a *value*; None stands for absent."""
+    """Objects of one kind by key. Listeners hear (key, old, new) of every change of a *value*; None means absent."""
 
     def __init__(self, project: Callable[[Object, T | None], T | None]) -> None:
         self._project = project
@@ -175,7 +175,8 @@ class Watch(Generic[T]):
                     version = await self._list()
                     list_at = time.monotonic() + self._relist_seconds * random.uniform(0.9, 1.1)
                 begun = time.monotonic()
-                async for version in self._events(version, max(1.0, list_at - begun)):
+                async for seen in self._events(version, max(1.0, list_at - begun)):
+                    version = seen
                     self.heard = self.beat = time.monotonic()
                 if time.monotonic() - begun < 1.0:  # a server on its way down opens watches only to end them
                     await asyncio.sleep(wait * random.uniform(0.5, 1.5))

@@ -1,0 +1,171 @@
+"""What this operator knows of the cluster: a watch cache a kind, and who is to look again when something changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+from trainyard.api import API_VERSION, JOB_LABEL
+from trainyard.controller.ledger import Ledger
+from trainyard.kube import views
+from trainyard.kube.client import Client, Object
+from trainyard.kube.views import JobView, Node, OwnedReport, OwnPod, PriorityClass, RawQuota, Usage
+from trainyard.kube.watch import Store, Watch, list_pages
+from trainyard.plan.types import World
+
+T = TypeVar("T")
+OURS = f"/apis/{API_VERSION}"
+_BOUND = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
+
+
+class Cluster:
+    """Caches and indices. `wake(key)` is called for a job that something happened to, `capacity()` when places may have
+    come free."""
+
+    def __init__(self, client: Client, namespaces: Collection[str] = (), *, relist_seconds: float = 300.0) -> None:
+        self.wake: Callable[[str], None] = lambda key: None
+        self.capacity: Callable[[], None] = lambda: None
+        self.ledger = Ledger()
+        self._client = client
+        self._namespaces = frozenset(namespaces)
+        self.jobs: Store[JobView] = Store(self._served(views.job_view))
+        self.pods: Store[OwnPod] = Store(self._served(views.own_pod))
+        self.reports: Store[OwnedReport] = Store(self._served(views.report))
+        self.worlds: Store[World] = Store(self._served(views.world))
+        self.quotas: Store[RawQuota] = Store(self._served(views.quota))
+        self.bound: Store[Usage] = Store(views.usage)
+        self.nodes: Store[Node] = Store(views.node)
+        self.classes: Store[PriorityClass] = Store(views.priority_class)
+        self.node_views: dict[str, Any] = {}  # name to NodeView: what Books wants
+        self._pods_of: defaultdict[str, set[str]] = defaultdict(set)  # job key to pod keys
+        self._pods_on: defaultdict[str, set[str]] = defaultdict(set)  # node to keys of our pods
+        self._reports_of: defaultdict[str, set[str]] = defaultdict(set)  # job UID to report keys
+        self._quotas_in: defaultdict[str, set[str]] = defaultdict(set)  # namespace to quota keys
+        self._key_of: dict[str, str] = {}  # job UID to job key
+
+        def watch(name: str, path: str, store: Store[Any], **query: str) -> Watch[Any]:
+            return Watch(client, name, path, store, query, relist_seconds=relist_seconds)
+
+        self.watches = [
+            watch("nodes", "/api/v1/nodes", self.nodes),
+            watch("bound pods", "/api/v1/pods", self.bound, fieldSelector=_BOUND),
+            watch("training pods", "/api/v1/pods", self.pods, labelSelector=JOB_LABEL),
+            watch("worlds", f"{OURS}/worlds", self.worlds),
+            watch("reports", f"{OURS}/reports", self.reports),
+            watch("quotas", "/api/v1/resourcequotas", self.quotas),
+            watch("priority classes", "/apis/scheduling.k8s.io/v1/priorityclasses", self.classes),
+        ]
+        self._listen()
+
+    def serves(self, namespace: str) -> bool:
+        """Whether jobs of this namespace are looked after."""
+        return not self._namespaces or namespace in self._namespaces
+
+    def _served(self, project: Callable[[Object, T | None], T | None]) -> Callable[[Object, T | None], T | None]:
+        return lambda raw, old: project(raw, old) if self.serves(raw["metadata"]["namespace"]) else None
+
+    async def run(self) -> None:
+        """Keep all caches up to date until cancelled. TrainingJobs are kopf's (see jobs.py)."""
+        async with asyncio.TaskGroup() as group:
+            for watch in self.watches:
+                group.create_task(watch.run(), name=f"watch {watch.name}")
+
+    async def resync(self) -> int:
+        """List all TrainingJobs, take in what a watch may have missed, and look at every job again; returns how many
+        deletions had been missed. Raises ApiError."""
+        listed: list[Object] = []
+        version = await list_pages(self._client, f"{OURS}/trainingjobs", {}, listed.append)
+        missed = self.jobs.replace(listed, version)
+        for key in self.in_order():
+            self.wake(key)
+        return missed
+
+    def in_order(self) -> list[str]:
+        """Keys of all jobs, the order in which they would be given places: priority, then age."""
+        return [key for key, job in sorted(self.jobs, key=lambda item: (-self.priority(item[1]), item[1].created))]
+
+    def pods_of(self, job: JobView) -> list[OwnPod]:
+        """All pods with this job's name, of this UID or another."""
+        return [pod for key in self._pods_of.get(job.key, ()) if (pod := self.pods.get(key))]
+
+    def reports_of(self, job: JobView) -> list[OwnedReport]:
+        """All reports with this job's UID."""
+        return [report for key in self._reports_of.get(job.uid, ()) if (report := self.reports.get(key))]
+
+    def quotas_in(self, namespace: str) -> list[RawQuota]:
+        """Quotas of a namespace."""
+        return [quota for key in sorted(self._quotas_in.get(namespace, ())) if (quota := self.quotas.get(key))]
+
+    def priority(self, job: JobView) -> int:
+        """Value of the job's priority class, else of the cluster's default, else 0."""
+        name = job.spec.get("priorityClassName")
+        named = self.classes.get(name) if isinstance(name, str) else None
+        if named:
+            return named.value
+        return next((known.value for _, known in self.classes if known.default), 0)
+
+    def _listen(self) -> None:
+        self.jobs.listen(self._job_changed)
+        self.pods.listen(self._pod_changed)
+        self.reports.listen(self._report_changed)
+        self.worlds.listen(lambda key, old, new: self.wake(key))
+        self.bound.listen(self._bound_changed)
+        self.nodes.listen(self._node_changed)
+        self.quotas.listen(self._quota_changed)
+
+    def _job_changed(self, key: str, old: JobView | None, new: JobView | None) -> None:
+        if old and (new is None or new.uid != old.uid):
+            self._key_of.pop(old.uid, None)
+        if new:
+            self._key_of[new.uid] = key
+        self.wake(key)
+
+    def _pod_changed(self, key: str, old: OwnPod | None, new: OwnPod | None) -> None:
+        for pod, change in ((old, set.discard), (new, set.add)):
+            if pod:
+                job = f"{pod.namespace}/{pod.job}"
+                _index(self._pods_of, job, key, change)
+                if pod.view.node:
+                    _index(self._pods_on, pod.view.node, key, change)
+        self.ledger.own(key, new)
+        if old and (new is None or new.view.finished):
+            self.capacity()
+        if changed := new or old:
+            self.wake(f"{changed.namespace}/{changed.job}")
+
+    def _report_changed(self, key: str, old: OwnedReport | None, new: OwnedReport | None) -> None:
+        for report, change in ((old, set.discard), (new, set.add)):
+            if report:
+                _index(self._reports_of, report.report.spec.job, key, change)
+        if (changed := new or old) and (job := self._key_of.get(changed.report.spec.job)):
+            self.wake(job)
+
+    def _bound_changed(self, key: str, old: Usage | None, new: Usage | None) -> None:
+        self.ledger.bound(key, new)
+        if old and new is None:
+            self.capacity()
+
+    def _node_changed(self, name: str, old: Node | None, new: Node | None) -> None:
+        if new:
+            self.node_views[name] = new.view
+        else:
+            self.node_views.pop(name, None)
+        for key in self._pods_on.get(name, ()):
+            if pod := self.pods.get(key):
+                self.wake(f"{pod.namespace}/{pod.job}")
+        if new and (old is None or new.view != old.view):
+            self.capacity()
+
+    def _quota_changed(self, key: str, old: RawQuota | None, new: RawQuota | None) -> None:
+        if quota := new or old:
+            _index(self._quotas_in, quota.namespace, key, set.add if new else set.discard)
+        self.capacity()
+
+
+def _index(index: defaultdict[str, set[str]], of: str, key: str, change: Callable[[set[str], str], None]) -> None:
+    """Add or remove `key`, and the whole entry once it is empty."""
+    change(index[of], key)
+    if not index[of]:
+        del index[of]

@@ -1,0 +1,65 @@
+"""Kubernetes Events about jobs: what a user wants to see once. Sending one may fail; nothing depends on it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import Literal
+
+from trainyard.api import API_VERSION
+from trainyard.kube.client import MERGE_PATCH, ApiError, Client, NotLeading, Object
+from trainyard.kube.paths import path_of
+from trainyard.kube.views import JobView
+
+log = logging.getLogger(__name__)
+
+_QUIET_SECONDS = 60.0  # the same event again within this time is not worth a request
+_REMEMBERED = 2000
+
+
+class Events:
+    """The same reason and message about the same job is one Event, whose count goes up."""
+
+    def __init__(self, client: Client, identity: str) -> None:
+        self._client = client
+        self._identity = identity
+        self._sent: OrderedDict[str, float] = OrderedDict()
+
+    async def send(self, job: JobView, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        """Never raises ApiError."""
+        message = message[:1024]
+        digest = hashlib.sha256(f"{job.uid}/{kind}/{reason}/{message}".encode()).hexdigest()[:16]
+        last = self._sent.get(digest)
+        if last is not None and time.monotonic() - last < _QUIET_SECONDS:
+            return
+        self._sent[digest] = time.monotonic()
+        self._sent.move_to_end(digest)
+        if len(self._sent) > _REMEMBERED:
+            self._sent.popitem(last=False)
+        event = self._event(job, f"{job.name}.{digest}", kind, reason, message)
+        path, name = path_of(event)
+        try:
+            try:
+                await self._client.write("POST", path, event, seconds=5)
+            except ApiError as error:
+                if error.reason != "AlreadyExists":
+                    raise
+                before = await self._client.get(f"{path}/{name}", seconds=5)
+                more = {"count": int(before.get("count") or 1) + 1, "lastTimestamp": event["lastTimestamp"]}
+                await self._client.write("PATCH", f"{path}/{name}", more, content_type=MERGE_PATCH, seconds=5)
+        except (ApiError, NotLeading) as error:
+            log.debug("event %s was not sent: %s", reason, error)
+
+    def _event(self, job: JobView, name: str, kind: str, reason: str, message: str) -> Object:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {
+            "apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": job.namespace},
+            "involvedObject": {"apiVersion": API_VERSION, "kind": "TrainingJob", "name": job.name,
+                               "namespace": job.namespace, "uid": job.uid},
+            "type": kind, "reason": reason, "message": message, "count": 1, "firstTimestamp": now,
+            "lastTimestamp": now, "source": {"component": "trainyard"},
+            "reportingComponent": "trainyard.dev/operator", "reportingInstance": self._identity[:128],
+        }

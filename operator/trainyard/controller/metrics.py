@@ -1,0 +1,81 @@
+"""What Prometheus reads. docs/operator.md lists every series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_RECOVERY = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800)
+
+
+class Metrics:
+    """The operator's series, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.reconcile_seconds = Histogram("trainyard_reconcile_seconds", "Seconds of one reconcile.", ["result"],
+                                           buckets=_FAST, registry=self.registry)
+        self.plan_seconds = Histogram("trainyard_plan_seconds", "Seconds of one plan.", buckets=_FAST,
+                                      registry=self.registry)
+        self.react_seconds = Histogram("trainyard_react_seconds", "Seconds a job waited for a worker.", buckets=_FAST,
+                                       registry=self.registry)
+        self.actions = Counter("trainyard_actions", "Actions carried out.", ["action"], registry=self.registry)
+        self.recoveries = Counter("trainyard_recoveries", "Recoveries.", ["cause"], registry=self.registry)
+        self.recovery_seconds = Histogram("trainyard_recovery_seconds", "Seconds of a recovery, by phase.", ["phase"],
+                                          buckets=_RECOVERY, registry=self.registry)
+        self.planned = Counter("trainyard_planned_events", "Other things that plans counted.", ["kind", "label"],
+                               registry=self.registry)
+        self.api_seconds = Histogram("trainyard_api_request_seconds", "Seconds until the API server answered.",
+                                     ["method"], buckets=_FAST, registry=self.registry)
+        self.api_errors = Counter("trainyard_api_errors", "Requests that failed; code 0: no answer.",
+                                  ["method", "code"], registry=self.registry)
+        self.leader = Gauge("trainyard_leader", "1 while this operator leads.", registry=self.registry)
+
+    def observe_request(self, method: str, status: int, seconds: float) -> None:
+        """One answer of the API server (status 0: none)."""
+        self.api_seconds.labels(method).observe(seconds)
+        if status == 0 or status >= 400:
+            self.api_errors.labels(method, str(status)).inc()
+
+    def count_plan(self, counted: Iterable[tuple[str, str, float]]) -> None:
+        """What a plan counted, once its status is written: ("recovery", cause, seconds), ("phase", name, seconds), or
+        anything else by name."""
+        for kind, label, value in counted:
+            if kind == "recovery":
+                self.recoveries.labels(label).inc()
+                self.recovery_seconds.labels("total").observe(value)
+            elif kind == "phase":
+                self.recovery_seconds.labels(label).observe(value)
+            else:
+                self.planned.labels(kind, label).inc(value)
+
+    def gauges(self, read: Callable[[], Mapping[tuple[str, str, str], Mapping[str, float]]]) -> None:
+        """Read these at every scrape: {(name, help, label): {label value: value}}."""
+        self.registry.register(_Live(read))
+
+    def render(self) -> bytes:
+        """The text format."""
+        return generate_latest(self.registry)
+
+
+class _Live(Collector):
+    def __init__(self, read: Callable[[], Mapping[tuple[str, str, str], Mapping[str, float]]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for (name, text, label), values in self._read().items():
+            family = GaugeMetricFamily(name, text, labels=[label] if label else [])
+            for each, value in values.items():
+                family.add_metric([each] if label else [], value)
+            yield family
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return ()

@@ -1,0 +1,113 @@
+"""Everything about one job at one moment, from the caches alone: no request is made here."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
+from trainyard.build import RenderedJob, admitted_hash, pod
+from trainyard.controller.cluster import Cluster
+from trainyard.kube.views import JobView, OwnPod, instant, own_unreadiness
+from trainyard.placement.books import Books, Demand
+from trainyard.placement.matching import tolerated
+from trainyard.placement.quantities import demand_of, quota_left
+from trainyard.plan.types import NodeState, Quota, Refusal, Rendering, Settings, Snapshot, Waiting
+
+
+@dataclass(slots=True)
+class Memory:
+    """What this operator remembers of a job between two reconciles; all of it can be found out again."""
+
+    uid: str
+    refusal: Refusal | None = None
+    rendered: RenderedJob | None = None
+    strangers: dict[str, float] = field(default_factory=dict)  # taken names; until (monotonic)
+    spec: tuple[int, TrainingJobSpec | None, str] | None = None  # generation, parsed spec, what is wrong with it
+    admitted: tuple[int, str] = (-1, "")  # generation, admitted_hash
+
+
+def parse_spec(job: JobView, memory: Memory) -> tuple[TrainingJobSpec | None, str]:
+    """The spec, or None and what is wrong with it by field; parsed once a generation."""
+    if memory.spec is None or memory.spec[0] != job.generation:
+        try:
+            spec, wrong = TrainingJobSpec.model_validate(job.spec), ""
+        except ValidationError as error:
+            spec, wrong = None, describe(error)
+        memory.spec = (job.generation, spec, wrong)
+        memory.admitted = (job.generation, admitted_hash(spec) if spec else "")
+    return memory.spec[1], memory.spec[2]
+
+
+def describe(error: ValidationError) -> str:
+    """A validation error in one line a field, with the field's path."""
+    lines = []
+    for each in error.errors(include_url=False, include_context=False)[:10]:
+        path = ".".join(["spec", *(str(part) for part in each["loc"])])
+        lines.append(f"{path}: {each['msg']}")
+    return "; ".join(lines)
+
+
+def take(cluster: Cluster, job: JobView, memory: Memory, *, rendered: RenderedJob | None, ahead: tuple[Waiting, ...],
+         settings: Settings) -> Snapshot:
+    """The snapshot. Its books are live: use it before anything else runs."""
+    spec, wrong = parse_spec(job, memory)
+    pods = cluster.pods_of(job)
+    ours = [each for each in pods if each.job_uid == job.uid]
+    strangers = {each.view.name for each in pods if each.job_uid != job.uid} | _taken(memory)
+    rendering = _rendering(rendered) if rendered else None
+    demand = rendering.demand if rendering else None
+    return Snapshot(
+        now=datetime.now(UTC), namespace=job.namespace, name=job.name, uid=job.uid, generation=job.generation,
+        created=job.created, spec=spec, spec_error=wrong, status=TrainingJobStatus.model_validate(job.status),
+        deleting=job.deleting, admitted_hash=memory.admitted[1], priority=cluster.priority(job),
+        rendering=rendering, refusal=memory.refusal,
+        world=cluster.worlds.get(job.key),
+        pods=tuple(each.view for each in ours), strangers=tuple(sorted(strangers)),
+        reports=tuple(each.report for each in cluster.reports_of(job)),
+        nodes=_nodes(cluster, ours, demand),
+        books=Books(nodes=cluster.node_views, used=cluster.ledger.used),
+        quotas=_quotas(cluster, job.namespace, demand), ahead=ahead, settings=settings,
+        new_token=secrets.token_urlsafe(32))
+
+
+def _taken(memory: Memory) -> set[str]:
+    """Pods of strangers carry no label that we watch; after a while the name is simply tried again."""
+    memory.strangers = {name: until for name, until in memory.strangers.items() if until > time.monotonic()}
+    return set(memory.strangers)
+
+
+def waiting_since(job: JobView) -> datetime:
+    """Since when the job has been waiting for places; its creation if it never was judged."""
+    for condition in job.status.get("conditions") or ():
+        if condition.get("type") == "Scheduled" and condition.get("status") == "False":
+            return instant(condition.get("lastTransitionTime")) or job.created
+    return job.created
+
+
+def _rendering(rendered: RenderedJob) -> Rendering:
+    return Rendering(name=rendered.name, hash=rendered.hash,
+                     demand=rendered.demand or demand_of(pod(rendered, 0, 1, None)),
+                     grace_seconds=rendered.grace_seconds, checkpoint=rendered.checkpoint)
+
+
+def _nodes(cluster: Cluster, pods: list[OwnPod], demand: Demand | None) -> dict[str, NodeState]:
+    found = {}
+    for name in {place for each in pods if (place := each.view.node or each.view.pinned)}:
+        if node := cluster.nodes.get(name):
+            evicting = [taint.key for taint in node.view.taints if taint.effect == "NoExecute"
+                        and not own_unreadiness(taint.key)
+                        and not tolerated(taint, demand.tolerations if demand else ())]
+            found[name] = NodeState(name, node.ready, node.since, node.view.cordoned, evicting[0] if evicting else "")
+    return found
+
+
+def _quotas(cluster: Cluster, namespace: str, demand: Demand | None) -> tuple[Quota, ...]:
+    if demand is None:
+        return ()
+    left = ((each.name, quota_left(each.raw, demand)) for each in cluster.quotas_in(namespace))
+    return tuple(Quota(name, amounts) for name, amounts in left if amounts is not None)
