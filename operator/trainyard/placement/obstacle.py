@@ -44,11 +44,12 @@ class _Survey:
     unavailable: int = 0  # of the hindered, those that may come back by themselves: not ready, cordoned
     claimed: int = 0
     short: dict[str, list[NodeView]] = field(default_factory=lambda: defaultdict(list))  # lacks it now, by resource
-    small: dict[str, list[NodeView]] = field(default_factory=lambda: defaultdict(list))  # never has it
-    best: dict[str, str] = field(default_factory=dict)
+    small: dict[str, list[NodeView]] = field(default_factory=lambda: defaultdict(list))  # never has enough of it
+    without: dict[str, list[NodeView]] = field(default_factory=lambda: defaultdict(list))  # has none at all
+    best: dict[str, str] = field(default_factory=dict)  # of those that lack it now, by resource
 
     def reason(self, count: int) -> str:
-        if not self.roomy and not self.claimed and not self.short and not self.small and not self.unavailable:
+        if not (self.roomy or self.claimed or self.short or self.small or self.without or self.unavailable):
             return "NoMatchingNode"
         if self.before_claims >= count:
             return "Reserved"
@@ -61,6 +62,7 @@ class _Survey:
         found = [(len(nodes), f"{_lack(len(nodes), 'free ' + name)} {self.best[name]}")
                  for name, nodes in self.short.items()]  # fmt: skip
         found += [(len(nodes), _too_small(name, nodes)) for name, nodes in self.small.items()]
+        found += [(len(nodes), f"{_have(len(nodes))} no {name}") for name, nodes in self.without.items()]
         found += [(number, f"{_are(number)} {why}") for why, number in self.hindered.items()]
         if self.claimed:
             found.append((self.claimed, f"{_are(self.claimed)} kept for jobs that come first"))
@@ -88,7 +90,8 @@ def _survey(books: Books, kept: Books, demand: Demand, count: int) -> _Survey:
         elif empty:
             survey.short[_scarce(node, books.used.get(name, {}), demand)].append(node)
         else:
-            survey.small[_scarce(node, {}, demand)].append(node)
+            resource = _scarce(node, {}, demand)
+            (survey.small if node.allocatable.get(resource) else survey.without)[resource].append(node)
     for resource, nodes in survey.short.items():
         survey.best[resource] = _best(books, resource, nodes)
     return survey
@@ -116,7 +119,7 @@ def _devices(books: Books) -> str:
             if "/" in name and amount:
                 nodes[name] += 1
     if not nodes:
-        return f"none of the {_nodes(len(books.nodes))} has devices"
+        return "there are no devices"
     named = sorted(nodes.items(), key=lambda one: (-one[1], one[0]))
     listed = ", ".join(f"{name} (on {_nodes(number)})" for name, number in named[:MOST_NAMED])
     return f"the cluster has {listed}" + (", ..." if len(named) > MOST_NAMED else "")
@@ -134,9 +137,9 @@ def _needs(books: Books, demand: Demand, count: int) -> str:
 def _found(books: Books, survey: _Survey) -> str:
     total = len(books.nodes)
     if not survey.roomy:
-        return f"none of {_nodes(total)} has it"
+        return "the only node does not have it" if total == 1 else f"none of the {total} nodes has it"
     if survey.fitting == survey.roomy:
-        return f"{survey.roomy} of {total} {'have' if survey.roomy > 1 else 'has'} it"
+        return f"{survey.roomy} of {total} {_have(survey.roomy)} it"
     return f"{survey.fitting} fit on {survey.roomy} of {_nodes(total)}"
 
 
@@ -158,11 +161,8 @@ def _best(books: Books, resource: str, nodes: Iterable[NodeView]) -> str:
 
 
 def _too_small(resource: str, nodes: list[NodeView]) -> str:
-    node = min(nodes, key=lambda one: (-one.allocatable.get(resource, 0), natural(one.name)))
-    has = node.allocatable.get(resource, 0)
-    if not has:
-        return f"{'has' if len(nodes) == 1 else 'have'} no {resource}"
-    return f"{_are(len(nodes))} too small (best: {node.name} with {show(resource, has)})"
+    node = min(nodes, key=lambda one: (-one.allocatable[resource], natural(one.name)))
+    return f"{_are(len(nodes))} too small (best: {node.name} with {show(resource, node.allocatable[resource])})"
 
 
 def _ordered(requests: Mapping[str, int]) -> list[str]:
@@ -178,6 +178,10 @@ def _nodes(number: int) -> str:
 
 def _are(number: int) -> str:
     return "is" if number == 1 else "are"
+
+
+def _have(number: int) -> str:
+    return "has" if number == 1 else "have"
 
 
 def _lack(number: int, what: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Protocol
 
 from trainyard.placement.books import Books, Demand, NodeView, Obstacle, Resources
@@ -191,37 +190,44 @@ def _within(domains: Domains) -> list[Domains]:
 
 
 def _reserve(books: Books, claim: Claim) -> Books:
-    """The books with the claim's places taken. As long as the claim has to wait, everything it could use is kept free
-    on as many nodes as it needs, those first that need the least to become free; a claim that even an empty cluster
+    """The books with the claim's places taken. While the claim has to wait, all the room it has now is kept, and for
+    its other pods what is free on the nodes that need the least to become roomy. A claim that even an empty cluster
     could not satisfy keeps nothing."""
     requests, count = claim.demand.requests, claim.count
-    loads = _spread(_candidates(books, claim.demand), count, Counter(), Counter())
+    candidates = _candidates(books, claim.demand)
+    loads = _spread(candidates, count, Counter(), Counter())
     if loads is None:
-        loads = _spread(_hopes(books, claim.demand), count, Counter(), Counter())
+        loads = _hopes(books, claim.demand, count, Counter({place.node: place.room for place in candidates}))
     if loads is None:
         return books
     used = dict(books.used)
     for name, number in loads.items():
         if number:
             allocatable, before = books.nodes[name].allocatable, used.get(name, {})
-            claimed = {r: min(amount * number, max(0, allocatable.get(r, 0) - before.get(r, 0)))
-                       for r, amount in requests.items()}  # fmt: skip
-            used[name] = {**before, **{r: before.get(r, 0) + amount for r, amount in claimed.items()}}
+            kept = {r: min(amount * number, max(0, allocatable.get(r, 0) - before.get(r, 0)))
+                    for r, amount in requests.items()}  # fmt: skip
+            used[name] = {**before, **{r: before.get(r, 0) + amount for r, amount in kept.items()}}
     return Books(books.nodes, used)
 
 
-def _hopes(books: Books, demand: Demand) -> list[Place]:
-    """The nodes that would have room if they were empty, those first that have the most of it already."""
-    found = []
+def _hopes(books: Books, demand: Demand, count: int, loads: Counter[str]) -> Counter[str] | None:
+    """`loads`, which are the pods that fit now, and the others on nodes that would have room if they were empty; None
+    if not even then."""
+    hopes = []
     for name, node in books.nodes.items():
-        empty = room(node, {}, demand.requests)
-        if empty and hindrance(node, demand) is None:
+        more = room(node, {}, demand.requests) - loads[name]
+        if more > 0 and hindrance(node, demand) is None:
             used = books.used.get(name, {})
-            ready = min((Fraction(min(max(0, node.allocatable[r] - used.get(r, 0)), amount), amount)
-                         for r, amount in demand.requests.items() if amount), default=Fraction(1))  # fmt: skip
-            fit = (-room(node, used, demand.requests), -ready, natural(name))
-            found.append(Place(name, empty, (), (), (0, 0), fit))
-    return found
+            ready = min((min(1.0, (node.allocatable[r] - used.get(r, 0)) / amount - loads[name])
+                         for r, amount in demand.requests.items() if amount), default=1.0)  # fmt: skip
+            hopes.append((-ready, natural(name), name, more))
+    rest = count - loads.total()
+    if sum(min(more, rest) for *_, more in hopes) < rest:
+        return None
+    for *_, name, more in sorted(hopes):
+        loads[name] += min(more, rest)
+        rest -= min(more, rest)
+    return loads
 
 
 def check_quota(quotas: Iterable[QuotaLeft], demand: Demand, count: int) -> Obstacle | None:

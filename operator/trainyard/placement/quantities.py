@@ -15,7 +15,7 @@ from typing import Any
 from trainyard.placement.books import Demand, NodeView, Resources, Taint
 
 LARGEST = 2**63 - 1  # where Kubernetes caps a quantity
-_FORM = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)(?:(n|u|m|k|[MGTPE]|[KMGTPE]i)|[eE]([+-]?\d{1,9}))?")
+_FORM = re.compile(r"([+-]?)(\d+\.?\d*|\.\d+)(?:(n|u|m|k|[MGTPE]|[KMGTPE]i)|[eE]([+-]?\d{1,9}))?", re.ASCII)
 _SUFFIXES: dict[str, Fraction] = {
     "n": Fraction(1, 10**9), "u": Fraction(1, 10**6), "m": Fraction(1, 1000), "k": Fraction(1000),
     **{letter: Fraction(1000**power) for power, letter in enumerate("MGTPE", start=2)},
