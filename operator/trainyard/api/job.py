@@ -306,3 +306,5 @@ class TrainingJobStatus(Lenient):
     """Times in a row that the gang was withdrawn because a pod could not start; decides the backoff."""
     retry_at: Time | None = None
     """When the gang is placed again after a withdrawal."""
+    warned_at: Time | None = None
+    """Time of the newest warning of a pod that was announced as an Event."""

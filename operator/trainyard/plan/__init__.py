@@ -3,3 +3,7 @@
 Pure: no I/O, no clock but `Snapshot.now`. Each policy is a file of its own; `plan.plan` is the chain that says in which
 order a job is judged.
 """
+
+from trainyard.plan.chain import CHAIN, plan
+
+__all__ = ["CHAIN", "plan"]

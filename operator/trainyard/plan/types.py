@@ -26,6 +26,7 @@ class PodView:
     pinned: str | None = None  # the node its affinity names
     phase: Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"] = "Pending"
     started: bool = False  # the trainer container runs
+    started_at: datetime | None = None  # since when
     ready: bool = False
     deleting: datetime | None = None  # deletionTimestamp: when its grace ends
     ip: str | None = None
@@ -50,7 +51,7 @@ class NodeState:
     ready: bool
     since: datetime | None = None  # when that last changed
     cordoned: bool = False
-    no_execute: str = ""  # key of a NoExecute taint that our pods do not tolerate and that is not the node's own unreadiness
+    no_execute: str = ""  # key of a NoExecute taint, not its own unreadiness, that our pods do not tolerate
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Refusal:
     message: str
     permanent: bool  # only another manifest can help; otherwise it is tried again later
     generation: int  # metadata.generation it is about
+    at: datetime | None = None  # when it was said; what is not permanent is tried again 30 s later
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,95 @@
+"""A pod that cannot start is placed again alone, away from what stood in its way. No rank ran: no new generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from trainyard.api.job import Avoid
+from trainyard.api.protocol import Master
+from trainyard.plan.gang import trained
+from trainyard.plan.losses import active
+from trainyard.plan.recover import raised
+from trainyard.plan.times import seconds_between, stamp
+from trainyard.plan.turn import Turn
+from trainyard.plan.types import PodView
+
+IMAGE = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",
+     "RegistryUnavailable", "SignatureValidationFailed"}
+)  # fmt: skip
+CONTAINER = frozenset(
+    {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CreatePodSandboxError"}
+)
+DEVICE_SECONDS = 20.0  # UnexpectedAdmissionError: a device plugin that starts again is back soon
+REFUSED_SECONDS = 120.0  # a node that refused a pod, or that the scheduler would not have
+BROKEN_SECONDS = 300.0  # a node on which a pod that starts elsewhere does not start
+UNSCHEDULABLE_PATIENCE = 5.0  # the scheduler looks again when something changes
+CONTAINER_PATIENCE = 20.0  # kubelet tries again by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Hindrance:
+    """What keeps a pod from starting, and what to do about it."""
+
+    text: str
+    wait: float  # seconds until the pod is placed again; infinite: never
+    avoid: float  # seconds for which its node is avoided; 0: not at all
+
+
+def bringup(turn: Turn) -> Turn:
+    """Pods that will not start: next incarnation, same generation."""
+    if not active(turn) or turn.gang.formed or turn.world is None:
+        return turn
+    stuck: dict[int, Hindrance] = {}
+    for index, pod in turn.gang.holders.items():
+        found = hindrance(turn, pod)
+        if found is None or found.wait == float("inf"):
+            continue
+        if found.wait <= 0:
+            stuck[index] = found
+        else:
+            turn = turn.look_again(found.wait)
+    return _again(turn, stuck) if stuck else turn
+
+
+def _again(turn: Turn, stuck: dict[int, Hindrance]) -> Turn:
+    assert turn.world is not None
+    avoid = []
+    for index, found in sorted(stuck.items()):
+        pod = turn.gang.holders[index]
+        node = pod.node or pod.pinned
+        if node and found.avoid:
+            until = stamp(turn.now + timedelta(seconds=found.avoid))
+            avoid.append(Avoid(node=node, reason=found.text[:4096], until=until))
+    uids = {turn.gang.holders[index].uid for index in stuck}
+    master = Master() if turn.world.master.pod_uid in uids else turn.world.master
+    update = {"incarnations": raised(turn, frozenset(stuck)), "master": master}
+    return turn.with_world(turn.world.model_copy(update=update)).avoiding(avoid)
+
+
+def hindrance(turn: Turn, pod: PodView) -> Hindrance | None:
+    """Why this pod has not started; None: it has, or it is just on its way."""
+    age = seconds_between(pod.created, turn.now)
+    if pod.finished:
+        text = f"{pod.reason or 'the pod failed before it ran'}{': ' + pod.message if pod.message else ''}"
+        return Hindrance(text, 0.0, DEVICE_SECONDS if pod.reason == "UnexpectedAdmissionError" else REFUSED_SECONDS)
+    if pod.started:
+        return None
+    if pod.deleting is not None:
+        return Hindrance("deleted before it ran", 0.0, 0.0)
+    if pod.unschedulable and pod.node is None:
+        wait = UNSCHEDULABLE_PATIENCE - age if pod.pinned else float("inf")
+        return Hindrance(f"Unschedulable: {pod.unschedulable}", wait, REFUSED_SECONDS)
+    text = f"{pod.reason}{': ' + pod.message if pod.message else ''}"
+    if pod.reason in IMAGE | CONTAINER and _starts_elsewhere(turn, pod):
+        return Hindrance(text, CONTAINER_PATIENCE - age, BROKEN_SECONDS)
+    slow = turn.spec.schedule_seconds - age
+    if trained(turn.gang, turn.world) and (pod.node or pod.pinned):
+        words = text if pod.reason in IMAGE | CONTAINER else f"did not start within {turn.spec.schedule_seconds} s"
+        return Hindrance(words, slow, BROKEN_SECONDS)
+    return Hindrance(text, float("inf"), 0.0) if pod.reason in IMAGE | CONTAINER else None
+
+
+def _starts_elsewhere(turn: Turn, pod: PodView) -> bool:
+    return any(other.started and other.node != pod.node for other in turn.gang.holders.values())

@@ -1,0 +1,137 @@
+"""Failures of ranks, judged by failurePolicy: the root alone decides and counts, its consequences are noise."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from trainyard.api import EXIT_CONFIG
+from trainyard.api.job import Action, Avoid, FailurePolicy
+from trainyard.plan.finished import end
+from trainyard.plan.losses import active, own_failure
+from trainyard.plan.moves import movers
+from trainyard.plan.times import seconds_between, stamp
+from trainyard.plan.turn import Fault, Turn, Weight
+from trainyard.plan.types import PodView, Report
+
+ROOT_SECONDS = 1.5  # consequences wait this long for their root; then the earliest is taken for it
+AVOID_SECONDS = 600.0  # how long RestartNode keeps the job away from a node, if there are others
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A rank or a container that ended with a failure."""
+
+    index: int
+    pod: str
+    node: str | None
+    who: str
+    code: int
+    why: str
+    at: datetime
+    root: bool
+
+    @property
+    def words(self) -> str:
+        """What happened, in one line."""
+        how = signal_name(self.code) or f"exit code {self.code}"
+        why = self.why.strip()
+        return f"{self.who} ended with {how}" + (f": {why}" if why and why != how else "")
+
+
+def failure(turn: Turn) -> Turn:
+    """Fail, Restart, RestartNode or Ignore, by the first rule that matches the root."""
+    if not active(turn):
+        return turn
+    ended = _ended(turn)
+    roots = [one for one in ended if one.root]
+    if not roots and ended:
+        if turn.faults or movers(turn):
+            return turn  # the loss that was seen is the root
+        left = ROOT_SECONDS - seconds_between(ended[0].at, turn.now)
+        if left > 0:
+            return turn.look_again(left)
+        roots = ended[:1]
+    for one in roots:
+        if action(turn.spec.failure_policy, one.code) == "Fail":
+            why = "BadConfiguration" if one.code == EXIT_CONFIG else "RankFailed"
+            return end(turn, "Failed", why, one.words)
+    return _answer(turn, roots[0], frozenset(one.index for one in roots)) if roots else turn
+
+
+def _answer(turn: Turn, root: Ended, indices: frozenset[int]) -> Turn:
+    assert turn.world is not None
+    chosen, policy = action(turn.spec.failure_policy, root.code), turn.spec.failure_policy
+    if chosen != "Ignore" and turn.world.cause.counted >= policy.max_restarts:
+        return exhausted(turn, root.words)
+    dead = {index for index in indices if (pod := turn.gang.holders.get(index)) is not None and pod.finished}
+    avoid: tuple[Avoid, ...] = ()
+    if chosen == "RestartNode":
+        dead.add(root.index)
+        if root.node:
+            until = stamp(turn.now + timedelta(seconds=AVOID_SECONDS))
+            avoid = (Avoid(node=root.node, reason=f"RestartNode: {root.words}"[:4096], until=until),)
+    weight: Weight = "free" if chosen == "Ignore" else "counted"
+    return turn.with_faults(Fault("RankFailed", root.words, root.at, frozenset(dead), weight, avoid))
+
+
+def exhausted(turn: Turn, words: str) -> Turn:
+    """The job has failed: the restarts that failurePolicy allows are used up."""
+    assert turn.world is not None
+    counted, allowed = turn.world.cause.counted, turn.spec.failure_policy.max_restarts
+    message = f"{words} (after {counted} of {allowed} restarts that failurePolicy.maxRestarts allows)"
+    return end(turn, "Failed", "MaxRestartsExceeded", message)
+
+
+def action(policy: FailurePolicy, code: int) -> Action:
+    """What the policy says about an exit code. A container's 128 + N and a rank's -N mean the same signal."""
+    same = {code}
+    if code > 128:
+        same.add(128 - code)
+    if code < 0:
+        same.add(128 - code)
+    for rule in policy.rules:
+        if same & set(rule.on_exit_codes):
+            return rule.action
+    return "Fail" if code == EXIT_CONFIG else "Restart"
+
+
+def signal_name(code: int) -> str:
+    """SIGKILL for -9; empty if the code names no signal."""
+    try:
+        return signal.Signals(-code).name if code < 0 else ""
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _ended(turn: Turn) -> list[Ended]:
+    """All that failed in this generation, earliest first."""
+    attempt = max((r.spec.attempt for r in turn.gang.reports if r.spec.kind != "RankFailed"), default=0)
+    found = [
+        _rank(turn, report)
+        for report in turn.gang.reports
+        if report.spec.kind == "RankFailed" and report.spec.failure is not None and report.spec.attempt >= attempt
+    ]
+    told = {one.index for one in found}
+    found += [
+        _container(turn, pod) for index, pod in turn.gang.holders.items() if own_failure(pod) and index not in told
+    ]
+    return sorted(found, key=lambda one: (one.at, one.index))
+
+
+def _rank(turn: Turn, report: Report) -> Ended:
+    failure, pod = report.spec.failure, turn.gang.holders[report.spec.index]
+    assert failure is not None
+    why = failure.reason
+    if failure.oom or pod.oom:
+        why = f"killed by the kernel for want of memory (OOM){': ' + why if why else ''}"
+    who = f"rank {failure.rank} of pod {report.pod}"
+    return Ended(pod.index, pod.name, pod.node, who, failure.exit_code, why, report.received, failure.root)
+
+
+def _container(turn: Turn, pod: PodView) -> Ended:
+    oom = "killed by the kernel for want of memory (OOM); raise the container's memory limit"
+    why = oom if pod.oom else pod.message or pod.reason
+    code = pod.exit_code if pod.exit_code is not None else 137
+    return Ended(pod.index, pod.name, pod.node, f"container of pod {pod.name}", code, why, turn.now, True)

@@ -1,0 +1,46 @@
+"""A job whose steps stopped although nothing failed is restarted after failurePolicy.hangSeconds."""
+
+from __future__ import annotations
+
+from trainyard.plan.failure import exhausted
+from trainyard.plan.losses import active
+from trainyard.plan.nodes import last_step_at, seconds_per_step
+from trainyard.plan.times import seconds_between
+from trainyard.plan.turn import Fault, Turn
+
+AUTO_LEAST_SECONDS = 300.0
+AUTO_STEPS = 10  # auto: this many times the median step
+AUTO_AFTER = 5  # auto: once this many steps were reported
+FIRST_STEP_SECONDS = 1800.0  # loading and compiling come before the first step of a generation
+
+
+def hang(turn: Turn) -> Turn:
+    """No finished step for too long counts like a failed rank; jobs that report no steps are left alone."""
+    if not active(turn) or turn.world is None or turn.world.phase != "Run" or turn.faults:
+        return turn
+    limit, last, formed = allowance(turn), last_step_at(turn), turn.gang.formed_at
+    if limit is None or formed is None:
+        return turn
+    silent = seconds_between(max(last or formed, formed), turn.now)
+    if silent < limit:
+        return turn.look_again(limit - silent)
+    step = turn.status.progress.step if turn.status.progress else 0
+    words = f"no step was finished for {int(silent)} s after step {step:,}"
+    if turn.world.cause.counted >= turn.spec.failure_policy.max_restarts:
+        return exhausted(turn, words)
+    return turn.with_faults(Fault("Hang", words, turn.now, weight="counted"))
+
+
+def allowance(turn: Turn) -> float | None:
+    """Seconds that may pass without a finished step; None: not judged yet."""
+    wanted, told = turn.spec.failure_policy.hang_seconds, turn.gang.progress
+    fixed = None if wanted == "auto" else float(wanted)
+    if told is None:
+        reports_steps = turn.status.progress is not None or turn.spec.train is not None
+        return max(FIRST_STEP_SECONDS, fixed or 0.0) if reports_steps else None
+    if fixed is not None:
+        return fixed
+    usual = seconds_per_step(turn)
+    if usual is None or told.step < AUTO_AFTER:
+        return None
+    return max(AUTO_LEAST_SECONDS, AUTO_STEPS * usual)

@@ -1,0 +1,31 @@
+"""A World that somebody deleted is made again, past every generation that anybody has seen."""
+
+from __future__ import annotations
+
+from trainyard.api.protocol import Cause, WorldSpec
+from trainyard.plan.placement import known_generation
+from trainyard.plan.recover import drain_seconds
+from trainyard.plan.times import fine_stamp
+from trainyard.plan.turn import Turn
+
+
+def lost_world(turn: Turn) -> Turn:
+    """Pods without a World: the next generation, every place held by the newest pod that is there."""
+    snap = turn.snap
+    if turn.world is not None or not snap.pods:
+        return turn
+    newest: dict[str, int] = {}
+    for pod in snap.pods:
+        newest[str(pod.index)] = max(pod.incarnation, newest.get(str(pod.index), 1))
+    restarts, progress = turn.status.restarts, turn.status.progress
+    cause = Cause(
+        kind="WorldLost", culprit="the World object was deleted", at=fine_stamp(snap.now),
+        step=progress.step if progress else None, total=restarts.total, counted=restarts.counted,
+    )  # fmt: skip
+    size = turn.status.nodes.desired or turn.spec.num_nodes
+    made = WorldSpec(
+        job=snap.uid, generation=known_generation(turn) + 1, phase="Run", size=size, token=snap.new_token,
+        incarnations={index: number for index, number in newest.items() if number > 1}, cause=cause,
+        drain_seconds=drain_seconds(turn),
+    )  # fmt: skip
+    return turn.with_world(made)

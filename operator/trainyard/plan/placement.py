@@ -1,0 +1,136 @@
+"""Places for the whole gang at its start, or for single lost indices later; and the World that goes with a start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from trainyard.api.protocol import Cause, WorldSpec
+from trainyard.placement.books import Books, Obstacle
+from trainyard.placement.place import check_quota, place
+from trainyard.plan.conditions import find
+from trainyard.plan.gang import trained
+from trainyard.plan.naming import pod_name
+from trainyard.plan.recover import drain_seconds, raised
+from trainyard.plan.times import fine_stamp, moment, seconds_between
+from trainyard.plan.turn import Turn
+from trainyard.plan.types import CreatePod, Rendering, Waiting
+
+LOOK_AGAIN_SECONDS = 30.0  # besides every change of the cluster
+SOFT = "RestartNode: "  # nodes avoided for this are used when there is no other
+
+
+def placement(turn: Turn) -> Turn:
+    """Every index without a pod gets one, all of a new gang or none."""
+    rendering, world = turn.snap.rendering, turn.world
+    if rendering is None or (world is not None and world.phase == "Drain" and world.cause.kind == "Moved"):
+        return turn
+    start = _started_world(turn)
+    wanted = start.gang.missing
+    if not wanted:
+        return turn
+    retry = moment(turn.status.retry_at)
+    if not start.gang.holders and retry is not None and retry > turn.now:
+        return turn.look_again(seconds_between(turn.now, retry))
+    nodes = _obstacle(start, rendering) or _nodes(start, rendering)
+    if isinstance(nodes, Obstacle):
+        return _waits(turn, rendering, nodes, len(wanted))
+    if _planner(start):
+        start = start.judge("Scheduled", "True", "Placed", f"All {start.gang.size} pods have a place.")
+    made = tuple(CreatePod(index, _incarnation(start, index), nodes[index]) for index in wanted)
+    return replace(start.note(retry_at=None), creates=start.creates + made)
+
+
+def _obstacle(turn: Turn, rendering: Rendering) -> Obstacle | None:
+    return _taken_names(turn) or check_quota(turn.snap.quotas, rendering.demand, len(turn.gang.missing))
+
+
+def _planner(turn: Turn) -> bool:
+    return turn.spec.placement == "Planner"
+
+
+def _incarnation(turn: Turn, index: int) -> int:
+    return turn.world.incarnation(index) if turn.world else 1
+
+
+def _started_world(turn: Turn) -> Turn:
+    """The World of a gang that starts or resumes; any other job has its World already."""
+    world, snap = turn.world, turn.snap
+    if world is not None and not (world.phase == "Drain" and world.cause.kind == "Suspended"):
+        return turn
+    size = turn.spec.num_nodes
+    if world is None:
+        known = known_generation(turn)
+        kind = "Resume" if known else "Start"
+        restarts = turn.status.restarts
+        cause = Cause(kind=kind, at=fine_stamp(snap.now), total=restarts.total, counted=restarts.counted)
+        made = WorldSpec(
+            job=snap.uid, generation=known + 1, phase="Run", size=size, token=snap.new_token, cause=cause,
+            drain_seconds=drain_seconds(turn),
+        )  # fmt: skip
+        return turn.with_world(made)
+    cause = world.cause.model_copy(update={"kind": "Resume", "culprit": "", "at": fine_stamp(snap.now)})
+    places = frozenset(range(max(size, world.size)))
+    update = {
+        "generation": world.generation + 1, "phase": "Run", "size": size, "cause": cause,
+        "incarnations": {k: v for k, v in raised(turn, places).items() if int(k) < size},
+        "master": type(world.master)(), "drain_seconds": drain_seconds(turn),
+    }  # fmt: skip
+    return turn.with_world(world.model_copy(update=update))
+
+
+def known_generation(turn: Turn) -> int:
+    """The highest generation that anybody has seen."""
+    told = (report.spec.generation for report in turn.snap.reports if report.spec.job == turn.snap.uid)
+    return max(turn.status.world.generation, max(told, default=0))
+
+
+def _taken_names(turn: Turn) -> Obstacle | None:
+    wanted = (pod_name(turn.snap.name, index, _incarnation(turn, index)) for index in turn.gang.missing)
+    taken = sorted(set(wanted) & set(turn.snap.strangers))
+    if not taken:
+        return None
+    names = ", ".join(taken[:5])
+    words = f"Pods that this job did not make have the names it needs: {names}. Delete them or rename the job."
+    return Obstacle("PodNameTaken", words)
+
+
+def _nodes(turn: Turn, rendering: Rendering) -> dict[int, str] | dict[int, None] | Obstacle:
+    wanted = turn.gang.missing
+    if not _planner(turn):
+        return dict.fromkeys(wanted)
+    taken = {i: node for i, pod in turn.gang.holders.items() if (node := pod.node or pod.pinned)}
+    soft = {entry.node: entry.reason for entry in turn.status.avoid if entry.reason.startswith(SOFT)}
+    hard = {entry.node: entry for entry in turn.status.avoid if not entry.reason.startswith(SOFT)}
+    books = turn.snap.books
+    open_books = Books({name: node for name, node in books.nodes.items() if name not in hard}, books.used)
+    starts = not turn.gang.holders and not trained(turn.gang, turn.world)
+    reserved = _starving(turn) if starts else ()
+    answer = place(open_books, rendering.demand, wanted, taken, soft, reserved)
+    if isinstance(answer, Obstacle) and hard:
+        shunned = "; ".join(f"{name} until {entry.until} ({entry.reason})" for name, entry in sorted(hard.items())[:5])
+        return Obstacle(answer.reason, f"{answer.message} Avoided for now: {shunned}.")
+    return answer
+
+
+def _starving(turn: Turn) -> Sequence[Waiting]:
+    limit = turn.snap.settings.starvation_seconds
+    return tuple(ahead for ahead in turn.snap.ahead if seconds_between(ahead.since, turn.now) > limit)
+
+
+def _waits(turn: Turn, rendering: Rendering, obstacle: Obstacle, count: int) -> Turn:
+    since = _waiting_since(turn)
+    turn = turn.judge("Scheduled", "False", obstacle.reason, obstacle.message)
+    waiting = Waiting(f"{turn.snap.namespace}/{turn.snap.name}", turn.snap.priority, since, count, rendering.demand)
+    turn = replace(turn, waiting=waiting).look_again(LOOK_AGAIN_SECONDS)
+    for entry in turn.status.avoid:
+        until = moment(entry.until)
+        turn = turn.look_again(seconds_between(turn.now, until)) if until else turn
+    return turn
+
+
+def _waiting_since(turn: Turn) -> datetime:
+    found = find(turn.status, "Scheduled")
+    since = moment(found.last_transition_time) if found and found.status == "False" else None
+    return since or turn.now

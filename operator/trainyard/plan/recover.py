@@ -1,0 +1,80 @@
+"""One write makes a recovery: generation, incarnations, cause and counters, whatever and however much failed."""
+
+from __future__ import annotations
+
+from trainyard.api.protocol import Cause, Master, WorldSpec
+from trainyard.plan.conditions import shorten
+from trainyard.plan.gang import highest_incarnation
+from trainyard.plan.moves import known_step
+from trainyard.plan.times import fine_stamp
+from trainyard.plan.turn import Fault, Turn
+
+WEIGHTS = {"counted": 0, "free": 1, "planned": 2}
+
+
+def recover(turn: Turn) -> Turn:
+    """The next generation, if there was a fault. The fence comes with it: replaced places get their new incarnation
+    before any of their pods is touched. Survivors keep their pods, and the master its place if it is one of them."""
+    world = turn.world
+    if world is None or not turn.faults:
+        return turn
+    lost = frozenset[int]().union(*(fault.replace for fault in turn.faults))
+    made = world.model_copy(
+        update={
+            "generation": world.generation + 1,
+            "phase": "Run",
+            "incarnations": raised(turn, lost),
+            "master": _master(turn, lost),
+            "cause": _cause(turn, world),
+            "drain_seconds": drain_seconds(turn),
+        }
+    )
+    avoid = [entry for fault in turn.faults for entry in fault.avoid]
+    return turn.with_world(made).avoiding(avoid)
+
+
+def raised(turn: Turn, indices: frozenset[int]) -> dict[str, int]:
+    """The World's incarnations with these indices at their next one: a number that no pod ever had."""
+    before = dict(turn.world.incarnations) if turn.world else {}
+    return before | {str(i): highest_incarnation(turn.snap, turn.world, i) + 1 for i in sorted(indices)}
+
+
+def drain_seconds(turn: Turn) -> int:
+    """Seconds to save at a Drain: the grace that the template gives its pods."""
+    return max(1, min(86400, turn.snap.rendering.grace_seconds)) if turn.snap.rendering else 30
+
+
+def _master(turn: Turn, lost: frozenset[int]) -> Master:
+    """An open store keeps its address over generations; a lost one leaves the place to be filled."""
+    assert turn.world is not None
+    stays = {pod.uid for index, pod in turn.gang.alive.items() if index not in lost}
+    return turn.world.master if turn.world.master.pod_uid in stays else Master()
+
+
+def _cause(turn: Turn, world: WorldSpec) -> Cause:
+    first = min(turn.faults, key=lambda fault: (WEIGHTS[fault.weight], fault.at))
+    before = world.cause
+    counted = before.counted + (first.weight == "counted")
+    total = before.total + _adds(turn, first)
+    if _folds(turn, first):
+        return before.model_copy(update={"total": total, "counted": counted})
+    return Cause(
+        kind=first.kind, culprit=shorten(first.culprit, 512), at=fine_stamp(first.at), step=known_step(turn),
+        total=total, counted=counted,
+    )  # fmt: skip
+
+
+def _folds(turn: Turn, fault: Fault) -> bool:
+    """A fault of infrastructure before the gang has formed again, or while it drains, belongs to what is under way."""
+    assert turn.world is not None
+    return fault.weight != "counted" and (not turn.gang.formed or turn.world.phase == "Drain")
+
+
+def _adds(turn: Turn, fault: Fault) -> int:
+    """A restart is a new start after something failed: not a planned move, not the start itself, not the same recovery
+    again."""
+    assert turn.world is not None
+    if fault.weight == "counted" or fault.kind == "RankFailed":
+        return 1
+    under_way = not turn.gang.formed or turn.world.phase == "Drain"
+    return 0 if fault.weight == "planned" or under_way else 1

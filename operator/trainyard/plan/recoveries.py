@@ -1,0 +1,89 @@
+"""The list of recoveries: cause, culprit, and where the time went."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from trainyard.api.job import PhaseSeconds, Recovery
+from trainyard.plan.gang import PLANNED
+from trainyard.plan.losses import active
+from trainyard.plan.times import fine_stamp, milliseconds_between, moment
+from trainyard.plan.turn import Turn
+
+KEPT = 10
+
+
+def recoveries(turn: Turn) -> Turn:
+    """A recovery begins with its generation, and ends with the first step that is finished in it."""
+    if not active(turn) or turn.world is None:
+        return turn
+    return _completed(_begun(turn))
+
+
+def latest(turn: Turn) -> Recovery | None:
+    """The recovery that led to the generation of now, if one did."""
+    last = turn.status.recoveries[-1] if turn.status.recoveries else None
+    return last if last and turn.world and last.generation == turn.world.generation else None
+
+
+def _begun(turn: Turn) -> Turn:
+    world = turn.world
+    if world is None or world.phase != "Run" or world.cause.kind in PLANNED or latest(turn) is not None:
+        return turn
+    cause, kept = world.cause, list(turn.status.recoveries)
+    at = moment(cause.at) or turn.now
+    if kept and kept[-1].milliseconds.total is None and kept[-1].at == fine_stamp(at):
+        kept[-1] = kept[-1].model_copy(update={"generation": world.generation})  # a second fault on the way
+    else:
+        decide = PhaseSeconds(decide=milliseconds_between(at, turn.now))
+        made = Recovery(
+            at=fine_stamp(at), generation=world.generation, cause=cause.kind, culprit=cause.culprit,
+            lost_steps=_lost(turn, cause.step), milliseconds=decide,
+        )  # fmt: skip
+        kept.append(made)
+    shown = kept[-1]
+    message = f"{shown.culprit}; the gang starts again in generation {world.generation}."
+    turn = turn.judge("Recovering", "True", shown.cause, message)
+    return turn.note(recoveries=kept[-KEPT:])
+
+
+def _lost(turn: Turn, step: int | None) -> int | None:
+    """Steps between the last that was finished and the last that was saved."""
+    if step is None:
+        return None
+    told = turn.gang.progress.durable_step if turn.gang.progress else None
+    kept = told if told is not None else (turn.status.checkpoint.durable_step if turn.status.checkpoint else None)
+    return max(0, step - (kept or 0))
+
+
+def _completed(turn: Turn) -> Turn:
+    last, told = latest(turn), turn.gang.progress
+    formed = turn.gang.formed_at
+    if last is None or formed is None or last.milliseconds.total is not None:
+        return turn
+    reports_steps = turn.status.progress is not None or turn.spec.train is not None
+    first = moment(told.first_step_at) if told is not None else None
+    if reports_steps and told is None:
+        return turn
+    made = _phases(turn, last, formed, first or (turn.now if reports_steps else formed))
+    kept = [*turn.status.recoveries[:-1], last.model_copy(update={"milliseconds": made})]
+    message = f"Training goes on in generation {last.generation} after {(made.total or 0) / 1000:.1f} s."
+    turn = turn.note(recoveries=kept).judge("Recovering", "False", "Recovered", message)
+    return _measured(turn, last.cause, made)
+
+
+def _phases(turn: Turn, last: Recovery, formed: datetime, first: datetime) -> PhaseSeconds:
+    """Pods' clocks may differ from the operator's: no phase is negative, and the sum is the sum."""
+    at, decide = moment(last.at) or turn.now, last.milliseconds.decide or 0
+    first = min(first, turn.now)
+    formed = min(max(formed, at), max(first, at))
+    pods = max(0, milliseconds_between(at, formed) - decide)
+    steps = milliseconds_between(formed, first)
+    return PhaseSeconds(decide=decide, replace=pods, first_step=steps, total=decide + pods + steps)
+
+
+def _measured(turn: Turn, cause: str, made: PhaseSeconds) -> Turn:
+    parts = (("decide", made.decide), ("replace", made.replace), ("first_step", made.first_step))
+    phases = tuple(("recovery_phase", name, (value or 0) / 1000) for name, value in parts)
+    return replace(turn, metrics=(*turn.metrics, ("recovery", cause, (made.total or 0) / 1000), *phases))
