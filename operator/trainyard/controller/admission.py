@@ -101,7 +101,8 @@ async def ensure(client: Client, wanted: Object, job: JobView) -> None:
     found = await client.get(f"{path}/{name}")
     owners = found["metadata"].get("ownerReferences") or ()
     if any(owner.get("uid") == job.uid for owner in owners):
-        if not found.get("immutable"):
+        # Another version of Trainyard made it, or the job was resumed with another service account.
+        if any(found.get(part) != wanted[part] for part in ("spec", "subjects") if part in wanted):
             await client.write("PATCH", f"{path}/{name}", wanted, content_type=APPLY,
                                query={"fieldManager": FIELD_MANAGER, "force": "true"})
         return

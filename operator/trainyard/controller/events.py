@@ -26,16 +26,16 @@ class Events:
     def __init__(self, client: Client, identity: str) -> None:
         self._client = client
         self._identity = identity
-        self._sent: OrderedDict[str, float] = OrderedDict()
+        self._sent: OrderedDict[str, tuple[float, int]] = OrderedDict()  # by digest: when last, how often
 
     async def send(self, job: JobView, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Never raises ApiError."""
         message = message[:1024]
         digest = hashlib.sha256(f"{job.uid}/{kind}/{reason}/{message}".encode()).hexdigest()[:16]
-        last = self._sent.get(digest)
-        if last is not None and time.monotonic() - last < _QUIET_SECONDS:
+        last, count = self._sent.get(digest, (float("-inf"), 0))
+        if time.monotonic() - last < _QUIET_SECONDS:
             return
-        self._sent[digest] = time.monotonic()
+        self._sent[digest] = (time.monotonic(), count + 1)
         self._sent.move_to_end(digest)
         if len(self._sent) > _REMEMBERED:
             self._sent.popitem(last=False)
@@ -47,8 +47,7 @@ class Events:
             except ApiError as error:
                 if error.reason != "AlreadyExists":
                     raise
-                before = await self._client.get(f"{path}/{name}", seconds=5)
-                more = {"count": int(before.get("count") or 1) + 1, "lastTimestamp": event["lastTimestamp"]}
+                more = {"count": max(2, count + 1), "lastTimestamp": event["lastTimestamp"]}
                 await self._client.write("PATCH", f"{path}/{name}", more, content_type=MERGE_PATCH, seconds=5)
         except (ApiError, NotLeading) as error:
             log.debug("event %s was not sent: %s", reason, error)

@@ -25,7 +25,7 @@ from trainyard.controller.waiting import Waitlist
 from trainyard.kube.client import ApiError, Client, Object, load_configuration
 from trainyard.kube.lease import LeadershipLost, Lease
 from trainyard.kube.watch import key_of, version_of
-from trainyard.plan.plan import plan
+from trainyard.plan import plan
 from trainyard.plan.types import Settings
 
 log = logging.getLogger(__name__)
