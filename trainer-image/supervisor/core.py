@@ -2,97 +2,23 @@
 
 from __future__ import annotations
 
-import random
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Optional
 
 from supervisor import events as e
 from supervisor.gang import Gang
-from supervisor.report import Report
+from supervisor.master import Master
 
 SETTLE = 0.3  # s that the pod's other ranks get to end by themselves after a consequence, so that the root is named
 HOLD = (0.3, 1.0)  # s, drawn at random: a consequence is reported only if no new generation came before
 KILL_AFTER_TERM = 5.0  # s
 PROGRESS_EVERY = 2.0  # s
-LOCAL_DELAY = 3.0  # s without the API before the same members are started again
 DONE_WITHIN = 600.0  # s that a finished gang waits for Done
 EARLY_DRAIN = 10.0  # s from ranks that saved and stopped to a World that says Drain
 GRACE_MARGIN = 3.0  # s left of the pod's grace period when the ranks are killed
 
 
-class Core:
-    """One member of the gang; on the master's pod it also keeps the gang's books.
-
-    `state`: wait (no World yet, or none that has a place for this pod), join, run, failed, finished, drained.
-    """
-
-    def __init__(self, me: e.Member, first_sequence: int = 1, uniform: Callable[[float, float], float] = random.uniform,
-                 free_port: Callable[[], int] = lambda: 0) -> None:
-        self.me = me
-        self.state = "wait"
-        self.world: Optional[e.World] = None
-        self.run: e.Run = (0, 0)
-        self.alive = False  # processes of a run may exist
-        self.leaving: Optional[int] = None  # exit code
-        self.fenced = False
-        self.terminating = False
-        self.linked = False
-        self.gang: Optional[Gang] = None  # on the master's pod
-        self.ended = ""  # what the master says of the whole gang in this run
-        self.api = True
-        self._uniform = uniform
-        self._free_port = free_port
-        self._timers: Dict[str, float] = {}
-        self._report = Report(me, first_sequence)
-        self._store = ""  # address of our own store; "opening" until it is known
-        self._link: Optional[Tuple[str, str]] = None
-        self._exits: Dict[int, e.Exit] = {}
-        self._failure: Optional[e.Exit] = None
-        self._killing = False
-        self._forced = False  # the ranks were told to end because Drain took too long
-        self._saved_step: Optional[int] = None
-        self._saved = False
-        self._missing: List[int] = []
-        self._status: Optional[e.Status] = None
-        self._port = 0
-        self._progress_at = -PROGRESS_EVERY
-        self._warned: Dict[str, None] = {}
-        self._out: List[e.Action] = []
-        self._now = 0.0
-        self._wall = 0.0
-
-    # In and out -------------------------------------------------------------------------------------------------------
-
-    def handle(self, event: e.Event, now: float, wall: float = 0.0) -> List[e.Action]:
-        """Take one event at `now` (seconds, monotonic) and `wall` (seconds since 1970); what is to be done."""
-        self._now, self._wall, self._out = now, wall, []
-        if self.leaving is None or isinstance(event, (e.RanksGone, e.Unauthorized)):
-            HANDLERS[type(event)](self, event)
-        return self._out
-
-    def deadline(self) -> Optional[float]:
-        """When the next Timer event is due."""
-        return min(self._timers.values(), default=None)
-
-    def _do(self, *actions: e.Action) -> None:
-        self._out.extend(actions)
-
-    def _log(self, text: str, once: bool = False) -> None:
-        if once:
-            if text in self._warned:
-                return
-            self._warned[text] = None
-        self._do(e.Log(text))
-
-    def _set_timer(self, name: str, seconds: float) -> None:
-        self._timers[name] = self._now + seconds
-
-    def _timer(self, event: e.Event) -> None:
-        for name, due in list(self._timers.items()):
-            if due <= self._now and name in self._timers and self.leaving is None:
-                del self._timers[name]
-                TIMERS[name](self)
-
-    # The World --------------------------------------------------------------------------------------------------------
+class Core(Master):
+    """One member of the gang; on the master's pod it also keeps the gang's books."""
 
     def _world(self, event: e.WorldSeen) -> None:
         world = event.world
@@ -447,115 +373,7 @@ class Core:
             self._timers.pop("local", None)
             self._check_done()
 
-    # The gang's books (master only) -----------------------------------------------------------------------------------
-
-    def _member_hello(self, event: e.MemberHello) -> None:
-        if self.gang is None or self.world is None:
-            return self._do(e.Refuse(event.connection, "not the master"))
-        why = self.gang.hello(event.connection, event.hello)
-        if why:
-            self._log(f"refused a member: {why}", once=True)
-            self._do(e.Refuse(event.connection, why))
-            if event.hello.incarnation > self.world.incarnation(event.hello.index):
-                self._do(e.ReadWorld())
-        else:
-            self._do(e.Tell(event.connection, self.gang.state_for(event.connection)))
-        return None
-
-    def _member_status(self, event: e.MemberStatus) -> None:
-        if self.gang is None or not self.gang.status(event.connection, event.status):
-            return
-        if event.status.generation > self.gang.run[0]:
-            self._do(e.ReadWorld())
-        self._do(e.Tell(event.connection, self.gang.state_for(event.connection)))
-        self._gang_changed()
-
-    def _member_beat(self, event: e.MemberBeat) -> None:
-        if self.gang is not None and event.connection in self.gang.connections():
-            if event.generation > self.gang.run[0]:
-                self._do(e.ReadWorld())
-            self._do(e.Tell(event.connection, self.gang.state_for(event.connection)))
-
-    def _member_gone(self, event: e.MemberGone) -> None:
-        if self.gang is not None:
-            self.gang.gone(event.connection)
-            self._gang_changed()
-
-    def _store_ready(self, event: e.StoreReady) -> None:
-        if self.gang is None or event.run != self.gang.run:
-            return
-        self.gang.ready = event
-        if self.gang.start is not None and self.state == "run" and event.run == self.run:
-            self._failure = e.Exit(self.me.index * self.me.ranks, 1, True, "torch's store ended unexpectedly")
-            self._failed()
-        else:
-            self._gang_changed()
-
-    def _tell_all(self) -> None:
-        assert self.gang is not None
-        for connection in self.gang.connections():
-            self._do(e.Tell(connection, self.gang.state_for(connection)))
-
-    def _gang_changed(self) -> None:
-        gang, world = self.gang, self.world
-        if gang is None or world is None or gang.run[0] != world.generation:
-            return
-        if world.phase == "Run" and gang.try_start():
-            self._formed(gang)
-        if world.phase == "Run" and gang.joined_any():
-            if "missing" not in self._timers:
-                self._set_timer("missing", world.join_seconds)
-        else:
-            self._timers.pop("missing", None)
-        if gang.start is not None and gang.missing():
-            self._report_missing(gang)
-        if gang.ended and self._report.kind != gang.ended.capitalize() and gang.run == self.run:
-            self._report.drained_step = gang.drained_step() if gang.ended == "drained" else None
-            if gang.ended == "finished" or world.phase == "Drain":
-                self._write(gang.ended.capitalize())
-                self._tell_all()
-        if not self.api and world.phase == "Run" and gang.can_attempt():
-            if "local" not in self._timers:
-                self._set_timer("local", LOCAL_DELAY)
-        else:
-            self._timers.pop("local", None)
-
-    def _formed(self, gang: Gang) -> None:
-        self._log(f"generation {e.named(gang.run)}: all {gang.world.size} members are here")
-        self._tell_all()
-        if gang.run == self.run:
-            self._report.form(self._wall)
-            self._write("Formed")
-
-    def _missing_now(self) -> None:
-        gang = self.gang
-        if gang is not None and gang.joined_any():
-            self._report_missing(gang)
-            self._set_timer("missing", 1.0)  # those that come meanwhile change what is true
-
-    def _report_missing(self, gang: Gang) -> None:
-        missing = gang.missing()
-        if missing and missing != self._missing and gang.run == self.run and self.state in ("join", "run"):
-            self._missing = missing
-            self._report.missing = missing[:64]
-            self._log(f"{len(missing)} members have not joined: {', '.join(map(str, missing[:16]))}")
-            self._write("Missing")
-
-    def _local(self) -> None:
-        gang = self.gang
-        if gang is not None and self.world is not None and not self.api and gang.can_attempt():
-            self._log("a rank failed and the API cannot be reached: the same members start again")
-            gang.next_attempt()
-            self._do(e.PrepareStore(gang.run))
-            self._tell_all()
-
     # Reports ----------------------------------------------------------------------------------------------------------
-
-    def _write(self, kind: str) -> None:
-        if self.fenced or self.world is None or self.run[0] == 0:
-            return
-        self._timers.pop("progress", None)
-        self._do(e.WriteReport(self._report.spec(kind)))
 
     def _hold_over(self) -> None:
         if self.state == "failed":
@@ -578,7 +396,7 @@ class Core:
             self._write(self._report.kind or "Formed")
 
 
-HANDLERS: Dict[type, Callable[..., Any]] = {
+Core.HANDLERS = {
     e.WorldSeen: Core._world, e.WorldMissing: Core._missing_world, e.ApiLost: Core._api_lost, e.ApiBack: Core._api_back,
     e.Unauthorized: Core._unauthorized, e.StoreOpened: Core._store_opened, e.StoreReady: Core._store_ready,
     e.MemberHello: Core._member_hello, e.MemberStatus: Core._member_status, e.MemberBeat: Core._member_beat,
@@ -586,7 +404,7 @@ HANDLERS: Dict[type, Callable[..., Any]] = {
     e.RankExited: Core._rank_exited, e.RanksGone: Core._ranks_gone, e.ProgressSeen: Core._progress,
     e.Terminate: Core._terminate, e.Timer: Core._timer,
 }
-TIMERS: Dict[str, Callable[[Core], None]] = {
+Core.TIMERS = {
     "settle": Core._failed, "hold": Core._hold_over, "term": Core._term, "kill": Core._kill, "leave": Core._grace_over,
     "missing": Core._missing_now, "local": Core._local, "done": Core._done, "early": Core._early,
     "progress": Core._progress_now,

@@ -41,11 +41,11 @@ class Gang:
         """Take the World over; True if it starts another generation."""
         newer = world.generation > self.world.generation
         self.world = world
+        for index, place in list(self._places.items()):
+            if index >= world.size or place.hello.incarnation != world.incarnation(index):
+                self._forget(place)
+                del self._places[index]
         if newer:
-            for index, place in list(self._places.items()):
-                if index >= world.size or place.hello.incarnation != world.incarnation(index):
-                    self._forget(place)
-                    del self._places[index]
             self._begin((world.generation, 0))
         return newer
 
@@ -124,7 +124,7 @@ class Gang:
         """True when all members have joined just now and know each other's place."""
         if self.start is not None or self.ready is None or self.ready.run != self.run:
             return False
-        if self._counts[(self.run, "joining")] < self.world.size or self._rejoined():
+        if self._counts[(self.run, "joining")] < self.world.size or self.rejoined():
             return False
         first = self._places[0].status
         assert first is not None
@@ -139,17 +139,14 @@ class Gang:
         return self.start is None and self._counts[(self.run, "joining")] > 0
 
     def missing(self) -> List[int]:
-        """Indices that have not joined, and those that joined a run which they had started before."""
-        rejoined = self._rejoined()
-        if self.start is not None:
-            return rejoined
+        """Indices that have not joined."""
         joined = {
             index for index, place in self._places.items()
             if place.status is not None and place.status.run == self.run and place.status.state == "joining"
         }
-        return sorted((set(range(self.world.size)) - joined) | set(rejoined))
+        return sorted(set(range(self.world.size)) - joined)
 
-    def _rejoined(self) -> List[int]:
+    def rejoined(self) -> List[int]:
         """Members whose supervisor started anew in the middle of this run: their ranks are lost."""
         return [
             index for index, place in self._places.items()

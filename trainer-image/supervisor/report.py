@@ -18,6 +18,12 @@ def timestamp(wall: float) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+def stepped(progress: Mapping[str, Any]) -> bool:
+    """Whether a step was finished in this run: a program that resumes first tells only where it stands."""
+    resumed = progress.get("durableStep") == progress["step"] and "secondsPerStep" not in progress
+    return progress["step"] > 0 and not resumed
+
+
 class Report:
     """What this pod has to say about the run it is in."""
 
@@ -33,11 +39,12 @@ class Report:
         self._failure: Optional[Exit] = None
         self._formed_at = ""
         self._progress: Optional[Dict[str, Any]] = None
+        self._first_step_at = ""
 
     def begin(self, run: Run) -> None:
         """Another run: nothing said of the last one holds any more; warnings stay."""
         self._run, self.kind, self.missing, self.drained_step = run, "", [], None
-        self._failure, self._formed_at, self._progress = None, "", None
+        self._failure, self._formed_at, self._progress, self._first_step_at = None, "", None, ""
 
     def form(self, wall: float) -> None:
         """The gang is complete."""
@@ -63,10 +70,16 @@ class Report:
                 self._warnings.append({"reason": reason, "message": message, "at": timestamp(wall)})
         self._warnings = self._warnings[-WARNINGS:]
         new = dict(progress, at=timestamp(wall))
-        new["firstStepAt"] = new["at"] if old is None else old["firstStepAt"]
+        first = self._first_step_at == "" and stepped(new)
+        if first:
+            self._first_step_at = new["at"]
+        if self._first_step_at:
+            new["firstStepAt"] = self._first_step_at
         self._progress = new
+        if old is None:
+            return True
         ends = new.get("steps") is not None and new["step"] >= new["steps"]
-        return old is None or new.get("durableStep") != old.get("durableStep") or (ends and new["step"] != old["step"])
+        return first or new.get("durableStep") != old.get("durableStep") or (ends and new["step"] != old["step"])
 
     def spec(self, kind: str) -> Dict[str, Any]:
         """The next Report.spec to write, of this kind."""

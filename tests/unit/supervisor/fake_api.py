@@ -1,4 +1,4 @@
-"""A small Kubernetes API over real sockets: worlds (get, watch), reports (apply). For tests of the supervisor's edges."""
+"""A small Kubernetes API over real sockets, for tests of the supervisor: worlds (get, watch), reports (apply)."""
 
 from __future__ import annotations
 

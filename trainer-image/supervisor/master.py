@@ -1,0 +1,121 @@
+"""The master's part of the state machine: what it makes of what the members say. Pure."""
+
+from __future__ import annotations
+
+from supervisor import events as e
+from supervisor.gang import Gang
+from supervisor.machine import Machine
+
+LOCAL_DELAY = 3.0  # s without the API before the same members are started again
+MISSING_EVERY = 1.0  # s between two looks at who has not joined, once joinSeconds are over
+
+
+class Master(Machine):
+    """Forms the gang, collects who finished and drained, starts it again without the API."""
+
+    def _member_hello(self, event: e.MemberHello) -> None:
+        if self.gang is None or self.world is None:
+            return self._do(e.Refuse(event.connection, "not the master"))
+        why = self.gang.hello(event.connection, event.hello)
+        if why:
+            self._log(f"refused a member: {why}", once=True)
+            self._do(e.Refuse(event.connection, why))
+            if event.hello.incarnation > self.world.incarnation(event.hello.index):
+                self._do(e.ReadWorld())
+        return None  # an answer follows when it has said what it is at
+
+    def _member_status(self, event: e.MemberStatus) -> None:
+        if self.gang is None or not self.gang.status(event.connection, event.status):
+            return
+        if event.status.generation > self.gang.run[0]:
+            self._do(e.ReadWorld())
+        self._do(e.Tell(event.connection, self.gang.state_for(event.connection)))
+        self._gang_changed()
+
+    def _member_beat(self, event: e.MemberBeat) -> None:
+        if self.gang is not None and event.connection in self.gang.connections():
+            if event.generation > self.gang.run[0]:
+                self._do(e.ReadWorld())
+            self._do(e.Tell(event.connection, self.gang.state_for(event.connection)))
+
+    def _member_gone(self, event: e.MemberGone) -> None:
+        if self.gang is not None:
+            self.gang.gone(event.connection)
+            self._gang_changed()
+
+    def _store_ready(self, event: e.StoreReady) -> None:
+        if self.gang is None or event.run != self.gang.run:
+            return
+        self.gang.ready = event
+        if self.gang.start is not None:
+            self._break("torch's store ended unexpectedly", self.me.index)
+        else:
+            self._gang_changed()
+
+    def _tell_all(self) -> None:
+        assert self.gang is not None
+        for connection in self.gang.connections():
+            self._do(e.Tell(connection, self.gang.state_for(connection)))
+
+    def _gang_changed(self) -> None:
+        gang, world = self.gang, self.world
+        if gang is None or world is None or gang.run[0] != world.generation:
+            return
+        if world.phase == "Run" and gang.try_start():
+            self._formed(gang)
+        if world.phase == "Run" and gang.joined_any():
+            if "missing" not in self._timers:
+                self._set_timer("missing", world.join_seconds)
+        else:
+            self._timers.pop("missing", None)
+        again = gang.rejoined() if gang.start is not None else []
+        if again:
+            self._break(f"the supervisor of index {again[0]} has started anew", again[0])
+        if gang.ended and self._report.kind != gang.ended.capitalize() and gang.run == self.run:
+            self._report.drained_step = gang.drained_step() if gang.ended == "drained" else None
+            if gang.ended == "finished" or world.phase == "Drain":
+                self._write(gang.ended.capitalize())
+                self._tell_all()
+        if not self.api and world.phase == "Run" and gang.can_attempt():
+            if "local" not in self._timers:
+                self._set_timer("local", LOCAL_DELAY)
+        else:
+            self._timers.pop("local", None)
+
+    def _formed(self, gang: Gang) -> None:
+        self._log(f"generation {e.named(gang.run)}: all {gang.world.size} members are here")
+        self._tell_all()
+        if gang.run == self.run:
+            self._report.form(self._wall)
+            self._write("Formed")
+
+    def _break(self, why: str, index: int) -> None:
+        """This run cannot go on: fail this pod's ranks, so that the operator begins another."""
+        if self.state == "run" and self.gang is not None and self.gang.run == self.run:
+            self._failure = e.Exit(index * self.me.ranks, 1, True, why)
+            self._failed()
+
+    def _failed(self) -> None:
+        raise NotImplementedError
+
+    def _missing_now(self) -> None:
+        gang = self.gang
+        if gang is not None and gang.joined_any():
+            self._report_missing(gang)
+            self._set_timer("missing", MISSING_EVERY)  # those that come meanwhile change what is true
+
+    def _report_missing(self, gang: Gang) -> None:
+        missing = gang.missing()
+        if missing and missing != self._missing and gang.run == self.run and self.state in ("join", "run"):
+            self._missing = missing
+            self._report.missing = missing[:64]
+            self._log(f"{len(missing)} members have not joined: {', '.join(map(str, missing[:16]))}")
+            self._write("Missing")
+
+    def _local(self) -> None:
+        gang = self.gang
+        if gang is not None and self.world is not None and not self.api and gang.can_attempt():
+            self._log("a rank failed and the API cannot be reached: the same members start again")
+            gang.next_attempt()
+            self._do(e.PrepareStore(gang.run))
+            self._tell_all()
