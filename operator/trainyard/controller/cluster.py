@@ -72,6 +72,11 @@ class Cluster:
             for watch in self.watches:
                 group.create_task(watch.run(), name=f"watch {watch.name}")
 
+    def nudge(self) -> None:
+        """The API server is known to answer: watches that wait for their next attempt make it now."""
+        for watch in self.watches:
+            watch.nudge()
+
     async def resync(self) -> int:
         """List all TrainingJobs, take in what a watch may have missed, and look at every job again; returns how many
         deletions had been missed. Raises ApiError."""

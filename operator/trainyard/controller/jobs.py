@@ -33,7 +33,7 @@ class Backoffs:
         pause = 0.5
         while True:
             yield pause * random.uniform(0.7, 1.3)
-            pause = min(pause * 2, 20.0)
+            pause = min(pause * 2, 8.0)
 
 
 class JobWatch:

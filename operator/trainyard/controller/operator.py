@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
 import signal
 import time
@@ -65,7 +66,7 @@ class Operator:
         metrics.gauges(self._gauges)
 
     async def run(self, stop: asyncio.Event) -> int:
-        """Exit code: 0 after `stop` was set, 1 when leadership was lost or a part of the operator failed."""
+        """Exit code: 0 after `stop` was set, 1 when a part of the operator failed."""
         runner, port = await serve(self.options.host, self.options.port, self.metrics, self.unhealthy, self.unready)
         log.info("serving /metrics, /healthz and /readyz", extra={"port": port, "version": __version__})
         code = 0
@@ -74,11 +75,7 @@ class Operator:
         await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
         if work.done() and not stop.is_set():
             code = 1
-            error = work.exception()
-            if isinstance(error, BaseExceptionGroup) and (lost := error.subgroup(LeadershipLost)):
-                log.error("leadership lost: %s", _first(lost))
-            else:
-                log.error("a part of the operator has failed", exc_info=error)
+            log.error("a part of the operator has failed", exc_info=work.exception())
         else:
             log.info("stopping")
             work.cancel()
@@ -96,41 +93,47 @@ class Operator:
             group.create_task(self.cluster.run())
             self.jobs = JobWatch(self.client, self.options.namespaces, self._heard)
             self.jobs.start()
-            await self._sync()
+            for watch in self.cluster.watches:
+                await watch.synced.wait()
+            await self._list_jobs()
+            self.synced = True
+            log.info("caches filled", extra={"jobs": len(self.cluster.jobs), "nodes": len(self.cluster.nodes),
+                                             "pods": len(self.cluster.bound)})
             group.create_task(self._resync())
-            await self._lead()
+            while True:
+                await self._lead()
 
-    async def _sync(self) -> None:
-        """Return when every cache has been filled once."""
-        for watch in self.cluster.watches:
-            await watch.synced.wait()
+    async def _list_jobs(self) -> None:
+        """Return when all TrainingJobs have been listed."""
         pause = 0.5
         while True:
             try:
                 await self.cluster.resync()
-                break
+                return
             except ApiError as error:
                 log.warning("the list of TrainingJobs failed, trying again: %s", error)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(pause * random.uniform(0.7, 1.3))
                 pause = min(pause * 2, 10.0)
-        self.synced = True
-        log.info("caches filled", extra={"jobs": len(self.cluster.jobs), "nodes": len(self.cluster.nodes),
-                                         "pods": len(self.cluster.bound)})
 
     async def _lead(self) -> None:
+        """Wait for the lease, work while it is held; returns when it is lost. By then nothing is in flight any more:
+        the gate has been shut since before another could take over, and all workers have been cancelled."""
         if self.options.leader_election:
             self.client.gate = self.lease.seconds_left
             await self.lease.acquire()
+        self.cluster.nudge()
         self.leading = True
         self.metrics.leader.set(1)
         try:
             async with asyncio.TaskGroup() as group:
                 if self.options.leader_election:
                     group.create_task(self.lease.hold())
-                for key in self.cluster.in_order():
-                    self._wake(key)
+                await self._list_jobs()
+                self._added.clear()
                 group.create_task(self.waitlist.run())
                 group.create_task(self._run_queue())
+        except* LeadershipLost as lost:
+            log.error("this operator leads no longer: %s", lost.exceptions[0])
         finally:
             self.leading = False
             self.metrics.leader.set(0)
@@ -242,13 +245,6 @@ class Operator:
             ("trainyard_cached_objects", "Objects in the caches.", "watch"):
                 {watch.name: len(watch.store) for watch in watches} | {"jobs": len(self.cluster.jobs)},
         }
-
-
-def _first(group: BaseExceptionGroup[LeadershipLost]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def main(options: Options) -> int:

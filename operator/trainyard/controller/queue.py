@@ -112,7 +112,9 @@ class WorkQueue:
         return future
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled; may be called again after that."""
+        self._paused = False
+        self._taken = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for _ in range(self._workers):
                 group.create_task(self._worker())

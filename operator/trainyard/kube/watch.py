@@ -8,6 +8,7 @@ which of two states is newer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -21,7 +22,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _PAGE = 500
-_FIRST_BACKOFF, _LAST_BACKOFF = 0.2, 30.0  # seconds between attempts, before jitter
+_FIRST_BACKOFF, _LAST_BACKOFF = 0.2, 20.0  # seconds between attempts, before jitter
 _TOMBSTONES = 2048  # deletions remembered, so that the late answer to a write brings nothing back
 
 
@@ -159,11 +160,21 @@ class Watch(Generic[T]):
         self._path = path
         self._query = dict(query or {})
         self._relist_seconds = relist_seconds
+        self._nudged = asyncio.Event()
 
     @property
     def lag(self) -> float:
         """Seconds since the API server was last heard."""
         return time.monotonic() - self.heard if self.heard else float("inf")
+
+    def nudge(self) -> None:
+        """The API server is known to answer again: do not wait any longer."""
+        self._nudged.set()
+
+    async def _pause(self, seconds: float) -> None:
+        self._nudged.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._nudged.wait(), seconds)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -179,7 +190,7 @@ class Watch(Generic[T]):
                     version = seen
                     self.heard = self.beat = time.monotonic()
                 if time.monotonic() - begun < 1.0:  # a server on its way down opens watches only to end them
-                    await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+                    await self._pause(wait * random.uniform(0.5, 1.5))
                     wait = min(wait * 2, _LAST_BACKOFF)
                 else:
                     wait = _FIRST_BACKOFF
@@ -191,7 +202,7 @@ class Watch(Generic[T]):
                         "watch of %s broke, trying again: %s", self.name, error)
                 pause = max(error.retry_after or 0.0, wait * random.uniform(0.5, 1.5))
                 wait = min(wait * 2, _LAST_BACKOFF)
-                await asyncio.sleep(pause)
+                await self._pause(pause)
 
     async def _list(self) -> int:
         there: set[str] = set()
