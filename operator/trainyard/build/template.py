@@ -133,7 +133,7 @@ def _check_trainer(trainer: Mapping[str, Any], path: str, spec: TrainingJobSpec)
     for index, mount in enumerate(keyed(trainer.get("volumeMounts") or [], "mountPath", f"{path}.volumeMounts")):
         used = taken.get(str(mount["mountPath"]).rstrip("/"))
         if used:
-            raise InvalidTemplate(f"{path}.volumeMounts[{index}].mountPath", f"{mount['mountPath']} is where {used} go")
+            raise InvalidTemplate(f"{path}.volumeMounts[{index}].mountPath", f"{mount['mountPath']} is taken by {used}")
     _check_amounts(_object(trainer.get("resources"), f"{path}.resources"), f"{path}.resources", spec)
 
 

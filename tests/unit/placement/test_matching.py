@@ -26,7 +26,8 @@ def field(operator: str, name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("term", "matches"), [
     (expression("l", "In", "5", "6"), True), (expression("l", "In", "6"), False), (expression("no", "In", "5"), False),
-    (expression("l", "NotIn", "6"), True), (expression("l", "NotIn", "5"), False), (expression("no", "NotIn", "5"), True),
+    (expression("l", "NotIn", "6"), True), (expression("l", "NotIn", "5"), False),
+    (expression("no", "NotIn", "5"), True),
     (expression("l", "Exists"), True), (expression("no", "Exists"), False),
     (expression("l", "DoesNotExist"), False), (expression("no", "DoesNotExist"), True),
     (expression("l", "Gt", "4"), True), (expression("l", "Gt", "5"), False), (expression("no", "Gt", "4"), False),

@@ -101,7 +101,7 @@ def test_in_as_few_zones_as_possible(books: Books, demand: Demand, count: int) -
 def test_the_order_of_the_books_does_not_matter(books: Books, demand: Demand, count: int, random: Random) -> None:
     names = list(books.nodes)
     random.shuffle(names)
-    shuffled = Books({name: books.nodes[name] for name in names}, dict(reversed(books.used.items())))
+    shuffled = Books({name: books.nodes[name] for name in names}, dict(reversed(list(books.used.items()))))
     assert place(shuffled, demand, range(count)) == place(books, demand, range(count))
 
 

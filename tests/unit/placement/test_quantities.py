@@ -92,7 +92,7 @@ def container(name: str = "c", limits: Raw | None = None, always: bool = False, 
     ("overhead is added", {"overhead": {"cpu": "250m", "memory": "1Mi"}, "containers": [container(cpu="1")]},
      {"cpu": 1250, "memory": MI}),
     ("the pod's own statement wins", {"resources": {"requests": {"cpu": "8"}},
-                                      "containers": [container(cpu="1", memory="1Mi", **{"x.y/z": 1})]},
+                                      "containers": [container(cpu="1", memory="1Mi", limits={"x.y/z": 1})]},
      {"cpu": 8000, "memory": MI, "x.y/z": 1}),
 ])  # fmt: skip
 def test_effective_requests(case: str, spec: dict[str, Any], requests: dict[str, int]) -> None:
@@ -106,7 +106,7 @@ def test_limits_are_not_made_up() -> None:
 
 
 def test_a_demand() -> None:
-    affinity = {"nodeAffinity": {}}
+    affinity: Raw = {"nodeAffinity": {}}
     tolerations = [{"operator": "Exists"}]
     spec = {"containers": [container(cpu="1", limits={"cpu": "2"})], "nodeSelector": {"a": "b"}, "affinity": affinity,
             "tolerations": tolerations, "priorityClassName": "high"}  # fmt: skip
