@@ -1,0 +1,75 @@
+"""Whatever happens to a job in the simulated cluster: when it stops happening, the job succeeds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from unit.plan.builders import condition
+from unit.plan.simulator import Cluster
+
+INFRASTRUCTURE = ("vanish", "exit", "refuse", "delete", "flap", "node")
+OPERATOR = ("operator", "lost write", "world")
+ALL = (*INFRASTRUCTURE, *OPERATOR, "rank", "suspend", "resume", "config map")
+
+
+def run(cluster: Cluster, faults: list[tuple[str, int, int]], limit: int = 2500) -> Cluster:
+    """Faults as (kind, index, ticks before it), then peace until the job has ended."""
+    schedule, due = list(faults), faults[0][2] if faults else 0
+    for _ in range(limit):
+        while schedule and due <= 0:
+            kind, index, _ = schedule.pop(0)
+            cluster.break_(kind, index)
+            due = schedule[0][2] if schedule else 0
+        due -= 1
+        if not schedule and cluster.job.suspend:
+            cluster.break_("resume", 0)
+        cluster.tick()
+        cluster.reconcile()
+        if not schedule and condition(cluster.status, "Succeeded")[0] == "True":
+            return cluster
+        assert condition(cluster.status, "Failed")[0] != "True", condition(cluster.status, "Failed")
+    raise AssertionError(f"no end: {cluster.status.dump()} {cluster.world}")
+
+
+def faults_of(kinds: tuple[str, ...], most: int = 8, gap: tuple[int, int] = (0, 25)) -> st.SearchStrategy[list[tuple[str, int, int]]]:
+    return st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, 3), st.integers(*gap)), max_size=most)
+
+
+def test_an_undisturbed_job_needs_few_writes() -> None:
+    cluster = run(Cluster(), [])
+    assert cluster.status.restarts.total == 0
+    assert cluster.world is not None
+    assert cluster.world.spec.generation == 1
+    assert cluster.writes <= 4  # made, master, address, Done
+
+
+@settings(max_examples=120, deadline=None)
+@given(faults_of(ALL))
+def test_it_always_ends_well(faults: list[tuple[str, int, int]]) -> None:
+    cluster = run(Cluster(), faults)
+    assert cluster.acted <= 40 + 30 * len(faults)
+    assert cluster.status.restarts.counted <= cluster.roots
+    assert cluster.status.restarts.total <= len(faults)
+
+
+@settings(max_examples=60, deadline=None)
+@given(faults_of((*INFRASTRUCTURE, *OPERATOR)))
+def test_infrastructure_never_counts(faults: list[tuple[str, int, int]]) -> None:
+    assert run(Cluster(), faults).status.restarts.counted == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(faults_of(("rank", "operator", "lost write"), gap=(8, 20)))
+def test_every_root_counts_once(faults: list[tuple[str, int, int]]) -> None:
+    cluster = run(Cluster(), faults)
+    assert cluster.status.restarts.counted == cluster.roots
+    assert cluster.status.restarts.total == cluster.roots
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("at", [0, 2, 4, 6, 12])
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_fault(kind: str, at: int, index: int) -> None:
+    cluster = run(Cluster(), [(kind, index, at)])
+    assert cluster.status.restarts.total <= 1
