@@ -105,7 +105,8 @@ class Ledger:
 
     def add(self, entry: Entry) -> Entry:
         """Write the entry down; on return it survives the death of this process."""
-        line = json.dumps({k: v for k, v in asdict(entry).items() if v}) + "\n"
+        # The newline comes first as well: a line torn by a crash must not swallow this one.
+        line = "\n" + json.dumps({k: v for k, v in asdict(entry).items() if v}) + "\n"
         with self._lock:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:

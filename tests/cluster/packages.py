@@ -26,7 +26,7 @@ FOR_CLUSTER = {
     "unshare": "util-linux",
     "mount": "mount",
 }
-FOR_IMAGES = {"buildah": "buildah", "debootstrap": "debootstrap"}
+FOR_IMAGES = {"buildah": "buildah", "skopeo": "skopeo", "debootstrap": "debootstrap"}
 
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

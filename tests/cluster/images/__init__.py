@@ -39,10 +39,7 @@ def _from_storage(image: str, progress: Progress) -> str:
     storage = Storage()
     if storage.exists(image):
         with progress.step(f"{image}: store layers"):
-            layout.folder.mkdir(parents=True, exist_ok=True)
-            storage.buildah(
-                "push", "--quiet", "--disable-compression", image, f"oci:{layout.folder}:{image}", seconds=600
-            )
+            storage.store(image, layout)
     elif layout.descriptor(image) is None:
         raise ClusterError(
             f"image {image!r}: expected operator, trainer, or an image in the build storage "

@@ -73,14 +73,13 @@ def build(recipe: Recipe, progress: Progress) -> str:
     with exclusive(cache_root() / "images" / "lock"):
         if done.descriptor(name) is not None:
             return name
-        packages.ensure({"buildah": packages.FOR_IMAGES["buildah"]} if named else packages.FOR_IMAGES, progress)
+        packages.ensure(packages.FOR_IMAGES, progress)
         storage = Storage()
         on = named or base.ensure(storage, progress)
         with progress.step(f"{recipe.program} image: build"):
             _run_build(storage, recipe, on, wheels, name)
         with progress.step(f"{recipe.program} image: store layers"):
-            done.folder.mkdir(parents=True, exist_ok=True)
-            storage.buildah("push", "--quiet", "--disable-compression", name, f"oci:{done.folder}:{name}", seconds=600)
+            storage.store(name, done)
             done.keep_only(kept_names(done.names()))
     return name
 

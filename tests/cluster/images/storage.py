@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cluster.builtin.node import supports_overlay
 from cluster.errors import ClusterError
+from cluster.images.layout import Layout
+from cluster.launch import run
 from cluster.paths import cache_root
 
 
@@ -34,6 +36,17 @@ class Storage:
             where = f" (all of it: {log})" if log else ""
             raise ClusterError(f"buildah {argv[0]} failed{where}:\n" + (done.stderr or done.stdout).strip()[-3000:])
         return done.stdout
+
+    def store(self, name: str, layout: Layout, seconds: float = 600) -> None:
+        """Write the image into ``layout``, uncompressed; layers that are there already are not written again."""
+        layout.folder.mkdir(parents=True, exist_ok=True)
+        script = (
+            'r=$(mktemp -d) && trap "rm -rf \\"$r\\"" EXIT && skopeo copy --quiet --insecure-policy '
+            '--dest-oci-accept-uncompressed-layers "containers-storage:[$0@$1+$r]$2" "oci:$3:$2"'
+        )
+        driver = self._environment()["STORAGE_DRIVER"]
+        command = ["unshare", "--mount", "sh", "-c", script, driver, self.folder, name, layout.folder]
+        run(command, what=f"skopeo copy {name}", seconds=seconds)
 
     def exists(self, name: str) -> bool:
         if not self.folder.exists():
