@@ -1,0 +1,303 @@
+"""The operator against a real API server, with the rights that the chart gives it and nothing else.
+
+No kubelet and no controllers run: pods stay as they were created, which is all that these tests need.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chart.helm import NAMESPACE
+from contract.apiserver import ApiServer, run_apiserver
+from contract.manifests import command_job
+from contract.operator_process import REPOSITORY, OperatorProcess, run_operator, until
+from contract.rest import GROUP, Object, Rest
+
+_numbers = itertools.count()
+
+
+class Playground:
+    """A namespace and a set of nodes that only this test's jobs fit on."""
+
+    def __init__(self, server: ApiServer, rest: Rest) -> None:
+        self.server = server
+        self.rest = rest
+        self.name = server.namespace(f"run-{next(_numbers)}")
+
+    def node(self, name: str, cpu: str = "4") -> None:
+        """A Ready node with a label of this playground's own."""
+        name = f"{self.name}-{name}"
+        self.rest.create("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {
+            "name": name, "labels": {"playground": self.name}}, "spec": {}})
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "",
+                 "lastTransitionTime": "2026-01-01T00:00:00Z", "lastHeartbeatTime": "2026-01-01T00:00:00Z"}
+        room = {"cpu": cpu, "memory": "8Gi", "pods": "10"}
+        answer = self.rest.patch(f"/api/v1/nodes/{name}/status", {"status": {
+            "allocatable": room, "capacity": room, "conditions": [ready]}})
+        assert answer.ok, answer
+        answer = self.rest.patch(f"/api/v1/nodes/{name}", {"spec": {"taints": None}})  # TaintNodesByCondition's
+        assert answer.ok, answer
+
+    def submit(self, name: str, cpu: str | None = "1", **changes: Any) -> None:
+        """A job that fits only on this playground's nodes."""
+        container: dict[str, Any] = {"name": "trainer", "image": "python:3.11"}
+        if cpu:
+            container["resources"] = {"requests": {"cpu": cpu, "memory": "1Gi"}}
+        template = {"spec": {"containers": [container], "nodeSelector": {"playground": self.name}}}
+        answer = self.rest.create(f"{GROUP}/namespaces/{self.name}/trainingjobs",
+                                  command_job(name, **({"template": template} | changes)))
+        assert answer.ok, answer
+
+    def job(self, name: str) -> dict[str, Any]:
+        """As stored."""
+        return self.rest.get(f"{GROUP}/namespaces/{self.name}/trainingjobs/{name}").body
+
+    def condition(self, name: str, kind: str) -> dict[str, Any]:
+        """A condition of a job; empty if it has none of that type."""
+        found = self.job(name).get("status", {}).get("conditions", ())
+        return next((dict(c) for c in found if c["type"] == kind), {})
+
+    def until_condition(self, name: str, kind: str, status: str, seconds: float = 10) -> dict[str, Any]:
+        """Once the condition has that status."""
+        return until(f"{name}: {kind}={status}", seconds,
+                     lambda: c if (c := self.condition(name, kind)).get("status") == status else {})
+
+    def pods(self) -> list[dict[str, Any]]:
+        """All pods here."""
+        return list(self.rest.get(f"/api/v1/namespaces/{self.name}/pods").body["items"])
+
+    def until_pods(self, count: int, seconds: float = 10) -> list[dict[str, Any]]:
+        """Once there are that many."""
+        return until(f"{count} pods", seconds, lambda: pods if len(pods := self.pods()) == count else [])
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(installed: ApiServer) -> Path:
+    """The operator's own identity, as the chart makes it."""
+    return installed.service_account(NAMESPACE, "trainyard")
+
+
+@pytest.fixture(scope="module")
+def rest(installed: ApiServer) -> Iterator[Rest]:
+    with closing(Rest(installed.kubeconfig)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def operator(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    with run_operator(kubeconfig, tmp_path_factory.mktemp("operator"), "shared", namespace=NAMESPACE) as running:
+        until("it leads", 30, lambda: running.leads)
+        yield running
+
+
+@pytest.fixture
+def here(installed: ApiServer, rest: Rest) -> Playground:
+    return Playground(installed, rest)
+
+
+def pinned(pod: Object) -> str:
+    terms = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    return str(terms["nodeSelectorTerms"][0]["matchFields"][0]["values"][0])
+
+
+def test_a_gang_gets_its_pods_its_world_and_its_rights(operator: OperatorProcess, here: Playground) -> None:
+    here.node("a", cpu="1500m")
+    here.node("b", cpu="1500m")
+    here.submit("gang")
+    pods = here.until_pods(2)
+    assert sorted(pod["metadata"]["name"] for pod in pods) == ["gang-0-1", "gang-1-1"]
+    assert {pinned(pod) for pod in pods} == {f"{here.name}-a", f"{here.name}-b"}
+    here.until_condition("gang", "Scheduled", "True")
+    job = here.job("gang")
+    assert job["status"]["observedGeneration"] == job["metadata"]["generation"]
+    assert "finalizers" not in job["metadata"]
+    assert "annotations" not in job["metadata"]
+    world = here.rest.get(f"{GROUP}/namespaces/{here.name}/worlds/gang").body
+    assert (world["spec"]["job"], world["spec"]["generation"]) == (job["metadata"]["uid"], 1)
+    assert world["spec"]["phase"] == "Run"
+    for path in ("/api/v1/namespaces/{}/serviceaccounts/gang",
+                 "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies/gang",
+                 "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings/gang-worker",
+                 "/api/v1/namespaces/{}/configmaps/" + job["status"]["rendered"]):
+        owned = here.rest.get(path.format(here.name))
+        assert owned.ok, owned
+        assert owned.body["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+    events = f"/api/v1/namespaces/{here.name}/events"
+    until("an event", 5, lambda: "Scheduled" in {event["reason"] for event in here.rest.get(events).body["items"]})
+    assert any(line.get("job") == f"{here.name}/gang" for line in operator.lines())
+
+
+def test_a_job_without_room_says_so_and_goes_on_when_a_node_comes(operator: OperatorProcess, here: Playground) -> None:
+    here.node("small", cpu="1")
+    here.submit("tall", cpu="3")
+    waiting = here.until_condition("tall", "Scheduled", "False")
+    assert "cpu" in waiting["message"]
+    assert here.pods() == []
+    until("counted as waiting", 5, lambda: operator.metric("trainyard_waiting_jobs") == 1)
+    here.node("large", cpu="8")
+    assert {pinned(pod) for pod in here.until_pods(2, seconds=5)} == {f"{here.name}-large"}
+    assert operator.metric("trainyard_waiting_jobs") == 0
+
+
+def test_waiting_jobs_get_their_turn_in_order_when_a_pod_ends(operator: OperatorProcess, here: Playground) -> None:
+    here.node("only", cpu="1")
+    here.submit("first", cpu="600m", numNodes=1)
+    here.until_pods(1)
+    for name in ("second", "third"):
+        here.submit(name, cpu="600m", numNodes=1)
+        here.until_condition(name, "Scheduled", "False")
+        time.sleep(1.1)  # conditions are stamped in whole seconds: the order must show in them
+    job = here.rest.request("DELETE", f"{GROUP}/namespaces/{here.name}/trainingjobs/first")
+    assert job.ok, job
+    here.rest.request("DELETE", f"/api/v1/namespaces/{here.name}/pods/first-0-1", gracePeriodSeconds="0")
+    pods = until("another pod", 5, lambda: [p for p in here.pods() if p["metadata"]["name"] != "first-0-1"])
+    assert [pod["metadata"]["name"] for pod in pods] == ["second-0-1"]
+    assert here.condition("third", "Scheduled")["status"] == "False"
+
+
+def test_defaults_of_a_limit_range_count(operator: OperatorProcess, here: Playground) -> None:
+    limit = {"type": "Container", "defaultRequest": {"cpu": "3"}, "default": {"cpu": "3"}}
+    here.server.apply({"apiVersion": "v1", "kind": "LimitRange", "spec": {"limits": [limit]},
+                       "metadata": {"name": "defaults", "namespace": here.name}})
+    here.node("a", cpu="4")  # room for one such pod
+    here.submit("plain", cpu=None)
+    assert "3 cpu" in here.until_condition("plain", "Scheduled", "False")["message"]
+
+
+def test_a_refused_template_is_quoted_and_not_tried_again(operator: OperatorProcess, here: Playground) -> None:
+    here.node("a")
+    here.submit("typo", template={"spec": {"containers": [
+        {"name": "trainer", "image": "python:3.11", "imagePullPolicy": "Sometimes"}]}})
+    refused = here.until_condition("typo", "Accepted", "False")
+    assert refused["reason"] == "TemplateRefused"
+    assert "imagePullPolicy" in refused["message"]
+    assert "Sometimes" in refused["message"]
+    before = operator.metric("trainyard_api_errors_total", method="POST", code="422")
+    time.sleep(3)
+    assert operator.metric("trainyard_api_errors_total", method="POST", code="422") == before
+    assert here.pods() == []
+
+
+def test_a_pod_of_a_stranger_is_left_alone(operator: OperatorProcess, here: Playground) -> None:
+    here.node("a")
+    here.server.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "mine-0-1", "namespace": here.name},
+                       "spec": {"containers": [{"name": "c", "image": "i"}]}})
+    here.submit("mine")
+    taken = here.until_condition("mine", "Scheduled", "False")
+    assert taken["reason"] == "PodNameTaken"
+    assert "mine-0-1" in taken["message"]
+    stranger = here.rest.get(f"/api/v1/namespaces/{here.name}/pods/mine-0-1").body
+    assert "ownerReferences" not in stranger["metadata"]
+    assert "deletionTimestamp" not in stranger["metadata"]
+
+
+def test_a_job_of_another_controller_is_not_touched(operator: OperatorProcess, here: Playground) -> None:
+    here.node("a")
+    here.submit("theirs", managedBy="kueue.x-k8s.io/multikueue")
+    here.submit("ours")
+    here.until_pods(2)
+    assert "status" not in here.job("theirs")
+
+
+def test_a_stale_status_does_not_replace_a_newer_one(installed: ApiServer, rest: Rest) -> None:
+    """The patch that the operator sends, sent with an old resource version."""
+    here = Playground(installed, rest)
+    here.submit("raced", managedBy="example.com/nobody")
+    path, old = f"{GROUP}/namespaces/{here.name}/trainingjobs/raced", here.job("raced")["metadata"]["resourceVersion"]
+    assert rest.patch(f"{path}/status", {"status": {"state": "Running"}}).ok
+    answer = rest.request("PATCH", f"{path}/status", [  # type: ignore[arg-type]
+        {"op": "replace", "path": "/metadata/resourceVersion", "value": old},
+        {"op": "add", "path": "/status", "value": {"state": "Failed"}}], "application/json-patch+json")
+    assert answer.status == 409, answer
+    assert here.job("raced")["status"]["state"] == "Running"
+
+
+def test_an_api_server_that_is_away_for_a_while(operator: OperatorProcess, here: Playground) -> None:
+    here.node("a")
+    memory = operator.metric("process_resident_memory_bytes")
+    here.server.kill()
+    here.rest.close()
+    try:
+        until("it leads no longer", 15, lambda: not operator.leads)
+        time.sleep(5)
+        assert operator.health()[0] == 200, operator.health()
+        asked = operator.metric("trainyard_api_errors_total", code="0")
+        time.sleep(3)
+        assert operator.metric("trainyard_api_errors_total", code="0") - asked < 60, "it hammers the API server"
+    finally:
+        here.server.restart()
+    here.submit("after")
+    here.until_pods(2, seconds=20)
+    assert operator.process.poll() is None
+    assert operator.metric("process_resident_memory_bytes") < memory + 30e6
+
+
+def test_a_follower_takes_over_from_a_killed_leader(kubeconfig: Path, here: Playground, tmp_path: Path) -> None:
+    here.node("a")
+    with run_operator(kubeconfig, tmp_path, "one", namespace=NAMESPACE) as one:
+        until("one leads", 40, lambda: one.leads)
+        with run_operator(kubeconfig, tmp_path, "two", namespace=NAMESPACE) as two:
+            until("two is ready to follow", 20, lambda: two.ready()[0] == 200)
+            assert not two.leads
+            here.submit("before")
+            here.until_pods(2)
+            one.kill()
+            killed = time.monotonic()
+            here.submit("orphan")
+            here.until_pods(4, seconds=15)
+            print(f"new leader after a kill: gang created {time.monotonic() - killed:.1f} s later")
+            assert two.leads
+
+
+def test_a_follower_takes_over_at_once_from_one_that_is_asked_to_end(
+        kubeconfig: Path, here: Playground, tmp_path: Path) -> None:
+    here.node("a")
+    with run_operator(kubeconfig, tmp_path, "one", namespace=NAMESPACE) as one:
+        until("one leads", 40, lambda: one.leads)
+        with run_operator(kubeconfig, tmp_path, "two", namespace=NAMESPACE) as two:
+            until("two is ready to follow", 20, lambda: two.ready()[0] == 200)
+            begun = time.monotonic()
+            assert one.stop() == 0
+            until("two leads", 4, lambda: two.leads)
+            print(f"new leader after SIGTERM: {time.monotonic() - begun:.1f} s")
+            assert two.stop() == 0
+
+
+def test_a_leader_that_was_asleep_writes_nothing(kubeconfig: Path, here: Playground, tmp_path: Path) -> None:
+    here.node("a")
+    with run_operator(kubeconfig, tmp_path, "one", namespace=NAMESPACE) as one:
+        until("one leads", 40, lambda: one.leads)
+        with run_operator(kubeconfig, tmp_path, "two", namespace=NAMESPACE) as two:
+            until("two is ready to follow", 20, lambda: two.ready()[0] == 200)
+            one.freeze()
+            until("two leads", 15, lambda: two.leads)
+            wrote = len([line for line in one.lines() if "created pod" in line["msg"]])
+            here.submit("job")
+            one.thaw()
+            here.until_pods(2)
+            until("one has noticed", 10, lambda: not one.leads)
+            assert len([line for line in one.lines() if "created pod" in line["msg"]]) == wrote
+            assert two.leads
+
+
+def test_it_does_not_lead_with_a_crd_that_is_too_old(tmp_path: Path) -> None:
+    with run_apiserver() as server:
+        server.install_crds(REPOSITORY / "crds")
+        server.kubectl("annotate", "--overwrite", "crd", "worlds.trainyard.dev", "trainyard.dev/schema-version=0")
+        with run_operator(server.kubeconfig, tmp_path, "new", namespace="default") as operator:
+            status, text = until("it says why", 10,
+                                 lambda: a if "schema-version" in (a := operator.ready())[1] else None)
+            assert status == 503
+            assert "worlds.trainyard.dev" in text
+            assert not operator.leads
+            assert operator.health()[0] == 200
+            server.kubectl("annotate", "--overwrite", "crd", "worlds.trainyard.dev", "trainyard.dev/schema-version=1")
+            until("it leads", 20, lambda: operator.leads)
+            assert operator.ready() == (200, "ok")
