@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from trainer import config, errors
 from trainyard.api import EXIT_CONFIG
+
+from trainer import config, errors
 
 
 def main() -> int:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from trainyard.api.train import TrainConfig
 
 from trainer.errors import ConfigError
-from trainyard.api.train import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,7 @@ def _write_tensors(parameters: Mapping[str, nn.Parameter], files: list[_File], f
         try:
             save_file({name: tensor for name, tensor in content.items() if tensor is not None}, folder / file.name,
                       metadata={"format": "pt"})
+            (folder / file.name).chmod(0o644)  # safetensors makes it 0600; others are to read it
             sync_file(folder / file.name)
         except Exception as error:
             problem = describe(error)
@@ -181,3 +182,15 @@ def _write_tokenizer(tokenizer: Path, folder: Path) -> None:
         settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False,
                     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     write_durably(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode())
+    if file.suffix != ".json":
+        _convert_sentencepiece(folder)
+
+
+def _convert_sentencepiece(folder: Path) -> None:
+    """Add a tokenizer.json, so that loading the folder takes neither sentencepiece nor protobuf."""
+    try:
+        from transformers import LlamaTokenizer
+
+        LlamaTokenizer.from_pretrained(folder).save_pretrained(folder)
+    except Exception as error:  # not of Llama's kind; tokenizer.model is there all the same
+        print(f"warning: no tokenizer.json could be made of tokenizer.model ({describe(error)})", flush=True)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-
 from trainyard.api.train import OptimizerConfig
 
 FUSED_DEVICES = ("cpu", "cuda")  # devices with torch's fused AdamW kernel
@@ -45,7 +44,8 @@ class AdamW:
         self._config = config
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(False)}
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for parameter in model.parameters():
             matrix = parameter.dim() > 1 and id(parameter) not in embeddings
             (decayed if matrix else plain).append(parameter)
@@ -62,12 +62,15 @@ class AdamW:
         return _Group(parameters, weight_decay, zeros(), zeros())
 
     def squared_norm(self) -> torch.Tensor:
-        """Sum of the squares of the local gradients, one number on the device (of all ranks: sum / replicas)."""
+        """Sum of the squares of the local gradients, one number on the device (of all ranks: sum / replicas).
+
+        By rows first: one fp32 sum over millions of numbers is off by 1e-4 and would depend on the layout."""
         gradients = [_local(p.grad) for group in self._groups for p in group.parameters if p.grad is not None]
-        norms = torch._foreach_norm([gradient for gradient in gradients if gradient.numel()])
-        if not norms:
+        rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients if gradient.numel()]
+        if not rows:
             return self._count.new_zeros(())
-        return torch.stack(list(norms)).float().square().sum()
+        exact = torch.float32 if self._count.device.type == "npu" else torch.float64
+        return torch.cat(rows).to(exact).square().sum()
 
     def step(self, rate: float, divide_gradients_by: float) -> None:
         """One update with gradients divided by `divide_gradients_by` (loss scale and clipping together)."""
@@ -76,19 +79,16 @@ class AdamW:
         divisor = None
         if divide_gradients_by != 1.0:
             divisor = torch.tensor(divide_gradients_by, dtype=torch.float32, device=self._count.device)
-        for group in self._groups:
-            kept = [i for i, p in enumerate(group.parameters) if p.grad is not None and _local(p).numel()]
-            if not kept:
-                continue
-            weights = [_local(group.parameters[i]) for i in kept]
-            gradients = [_local(group.parameters[i].grad) for i in kept]
-            moments = [group.first[i] for i in kept], [group.second[i] for i in kept]
-            if self._fused:
-                self._fused_update(weights, gradients, *moments, rate, group.weight_decay, divisor)
-            else:
-                self._plain_update(weights, gradients, *moments, rate, group.weight_decay, divisor)
+        update = self._fused_update if self._fused else self._plain_update
+        with torch.no_grad():
+            for group in self._groups:
+                kept = [i for i, p in enumerate(group.parameters) if p.grad is not None and _local(p).numel()]
+                if kept:
+                    weights = [_local(group.parameters[i]) for i in kept]
+                    gradients = [_local(group.parameters[i].grad) for i in kept]
+                    update(weights, gradients, [group.first[i] for i in kept], [group.second[i] for i in kept], rate,
+                           group.weight_decay, divisor)
 
-    @torch.no_grad()
     def _fused_update(self, weights: list[torch.Tensor], gradients: list[torch.Tensor], first: list[torch.Tensor],
                       second: list[torch.Tensor], rate: float, decay: float, divisor: torch.Tensor | None) -> None:
         config = self._config
@@ -96,7 +96,6 @@ class AdamW:
                             beta1=config.beta1, beta2=config.beta2, weight_decay=decay, eps=config.epsilon,
                             amsgrad=False, maximize=False, grad_scale=divisor, found_inf=None)
 
-    @torch.no_grad()
     def _plain_update(self, weights: list[torch.Tensor], gradients: list[torch.Tensor], first: list[torch.Tensor],
                       second: list[torch.Tensor], rate: float, decay: float, divisor: torch.Tensor | None) -> None:
         """The same in foreach operations, for devices without the fused kernel."""

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from trainyard.api import EXIT_DRAINED
+from trainyard.api.train import TrainConfig
 
 from trainer import config as configs
 from trainer import export, parallel
@@ -27,8 +29,6 @@ from trainer.model import build, shape, weights
 from trainer.optimizer import AdamW, learning_rate
 from trainer.precision import DTYPES, LossScale, Precision, choose, clear_overflow, overflow_seen
 from trainer.progress import Progress
-from trainyard.api import EXIT_DRAINED
-from trainyard.api.train import TrainConfig
 
 FINAL_TRIES = 5  # of the save that ends a run: 1, 2, 4, 8 seconds apart
 
@@ -277,7 +277,6 @@ class Loop:
             self.scale.overflowed()
         self.optimizer.zero_gradients()
 
-    @torch.no_grad()
     def evaluate(self, steps: int) -> None:
         """The mean loss over the first `steps` batches of the held-out data; the same ones every time."""
         assert self.validation is not None
@@ -285,7 +284,8 @@ class Loop:
         total = torch.zeros((), dtype=torch.float64)
         for step in range(steps):
             for micro in range(self.micro_batches):
-                total += self.loss_sum(self.validation, step * self.batch_size, micro).double().cpu()
+                with torch.no_grad():
+                    total += self.loss_sum(self.validation, step * self.batch_size, micro).double().cpu()
         self.model.train()
         dist.all_reduce(total, group=self.gang.control)
         loss = float(total) / (steps * self.batch_size * self.config.data.sequence_length)
@@ -313,7 +313,8 @@ class Loop:
         started = time.monotonic()
         self.save_begun = self.step
         self.saver.start(self.step, self.state(), self.counters())
-        say(self.gang, f"step {self.step}: saving; training stood still for {(time.monotonic() - started) * 1e3:.0f} ms")
+        milliseconds = (time.monotonic() - started) * 1e3
+        say(self.gang, f"step {self.step}: saving; training stood still for {milliseconds:.0f} ms")
 
     def save_last(self) -> None:
         """Save this step and wait until it is durable, with a few tries. After a drain the job may go on from an older

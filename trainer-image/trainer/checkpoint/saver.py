@@ -83,9 +83,8 @@ class Saver:
         """After failures: has it been long enough for another try? 5 s, 10 s, 20 s, ... at most 5 minutes."""
         if not self.failures:
             return False
-        return time.monotonic() - self.failed_at >= min(5 * 2 ** (self.failures - 1), 300)
+        return time.monotonic() - self.failed_at >= min(5.0 * 2.0 ** (self.failures - 1), 300.0)
 
-    @torch.no_grad()
     def _stage(self, state: State) -> None:
         """Copy into memory of the host that is kept between saves."""
         for part, tensors in state.items():
@@ -97,7 +96,7 @@ class Saver:
                     kept[name] = DTensor(buffer, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) \
                         else buffer
                 target = kept[name]._local_tensor if isinstance(kept[name], DTensor) else kept[name]
-                target.copy_(local)
+                target.copy_(local.detach())
 
     def _run(self, step: int, training: dict[str, Any]) -> None:
         path = self._root / folders.folder_name(step, self._generation)

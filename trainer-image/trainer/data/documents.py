@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from trainer.data.sources import Files
 from trainer.errors import ConfigError, one_line
@@ -70,8 +70,8 @@ def _lines(piece: Piece) -> Iterator[tuple[int, str]]:
     path = Path(piece.path)
     packed = path.suffix == ".gz"
     try:
-        file: IO[bytes]
-        with gzip.open(path, "rb") if packed else path.open("rb") as file:
+        opener: Any = gzip.open if packed else open
+        with opener(path, "rb") as file:
             at = 0
             if piece.start and not packed:
                 file.seek(piece.start - 1)

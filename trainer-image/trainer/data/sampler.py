@@ -110,4 +110,5 @@ def _interleave(slots: list[int]) -> Numbers:
     """Whose turn it is in each slot: the k-th of m turns of a source belongs at (k + 1/2) / m of the cycle."""
     positions = np.concatenate([(np.arange(count) + 0.5) / count for count in slots])
     sources = np.repeat(np.arange(len(slots)), slots)
-    return sources[np.lexsort((sources, positions))].astype(np.int64)
+    turns: Numbers = sources[np.lexsort((sources, positions))].astype(np.int64)
+    return turns

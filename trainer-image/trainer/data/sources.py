@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.errors import ConfigError
 from trainyard.api.train import DataSource
+
+from trainer.errors import ConfigError
 
 ENDINGS = {
     ".txt": "text", ".text": "text", ".md": "text", ".txt.gz": "text",

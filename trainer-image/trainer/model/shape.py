@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError
 from trainyard.api.train import ModelConfig
+
+from trainer.errors import ConfigError
 
 LLAMA2: dict[str, Any] = {
     "model_type": "llama",

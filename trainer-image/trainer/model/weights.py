@@ -107,7 +107,7 @@ def check_folder(folder: Path) -> dict[str, Path]:
             from safetensors import safe_open
 
             with safe_open(single, framework="pt") as content:
-                return {name: single for name in content.keys()}  # noqa: SIM118  (not a dict)
+                return dict.fromkeys(content.keys(), single)
     except Exception as error:  # a file of the user's that we cannot read, for whatever reason
         raise ConfigError(f"cannot read the weights in {folder}: {one_line(error, 400)}") from None
     raise ConfigError(f"train.model.path should hold safetensors weights, but {folder} has neither {single.name} nor "
