@@ -48,7 +48,7 @@ def job_rules() -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = rules((
         f"size(self.metadata.name) <= {MAX_NAME} && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
         f"metadata.name must be a DNS label of at most {MAX_NAME} characters: lower-case letters, digits and -",
-    ))["x-kubernetes-validations"]
+    ), path=".metadata.name")["x-kubernetes-validations"]
     for field in _FROZEN:
         made += [{
             "rule": f"{_NEVER_ADMITTED} || ({_RESTING}) || ({_unchanged(field)})",
@@ -116,6 +116,7 @@ class Kind:
         made: Schema = {"description": self.description, "type": "object", "properties": properties,
                         "required": ["spec"]}
         if self.status:
+            properties["metadata"]["properties"] = {"name": {"type": "string"}}  # so that a rule can point at it
             properties["status"] = structural(self.status)
             made["x-kubernetes-validations"] = job_rules()
         return made

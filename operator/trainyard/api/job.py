@@ -17,8 +17,8 @@ Action = Literal["Fail", "Restart", "RestartNode", "Ignore"]
 class Devices(Model):
     """Accelerators a pod asks for."""
 
-    resource: Annotated[str, StringConstraints(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
-                                               max_length=253)]
+    resource: Annotated[str, StringConstraints(
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=253)]
     """Name of the extended resource, such as huawei.com/Ascend910 or nvidia.com/gpu."""
     per_node: Annotated[int, Field(ge=1, le=256)]
     """Devices a pod."""
@@ -87,8 +87,8 @@ class TrainingJobSpec(Model):
     model_config = ConfigDict(json_schema_extra=rules(
         ("has(self.train) != has(self.command)", "exactly one of train and command must be set"),
         ("!has(self.minNodes) || self.minNodes <= self.numNodes", "minNodes must not be above numNodes"),
-        ("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)",
-         "managedBy cannot be changed"),
+        ("has(self.managedBy) == has(oldSelf.managedBy) && "
+         "(!has(self.managedBy) || self.managedBy == oldSelf.managedBy)", "managedBy cannot be changed"),
     ))
 
     num_nodes: Annotated[int, Field(ge=1, le=16384)]

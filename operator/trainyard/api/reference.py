@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 _INTRODUCTION = f"""<!-- Generated from operator/trainyard/api by `make generate`; edit the types instead. -->
 # API reference
 
-Everything below is `{API_VERSION}`. Researchers write TrainingJobs; Worlds and Reports are how the operator and the pods
-talk ([protocol.md](protocol.md)). The same text is in the cluster: `kubectl explain trainingjob.spec.train.optimizer`.
-An asterisk marks a field that must be set. `[]` stands for every element of a list.
+Everything below is `{API_VERSION}`. Researchers write TrainingJobs; Worlds and Reports are how the operator and the
+pods talk ([protocol.md](protocol.md)). The same text is in the cluster:
+`kubectl explain trainingjob.spec.train.optimizer`. An asterisk marks a field that must be set. `[]` stands for every element of a list.
 """
 
 
@@ -38,7 +38,7 @@ def _section(name: str, schema: Mapping[str, Any]) -> str:
 
 
 def _fields(path: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(field, type and bounds, description) of everything below, depth first; the first part of the path is left out."""
+    """(field, type and bounds, description) of everything below, depth first, without the first part of the path."""
     for name, child in schema.get("properties", {}).items():
         inner, suffix = child, ""
         while inner.get("type") == "array":

@@ -36,7 +36,7 @@ def _convert(node: Mapping[str, Any], defs: Mapping[str, Any], path: str, defaul
         made["enum"] = [merged["const"]]
     _exclusive(merged, made)
     if made.get("type") == "integer":
-        small = -_INT32 <= made.get("minimum", -_INT32 - 1) and made.get("maximum", _INT32 + 1) <= _INT32
+        small = made.get("minimum", -_INT32 - 1) >= -_INT32 and made.get("maximum", _INT32 + 1) <= _INT32
         made["format"] = "int32" if small else "int64"
     if made.get("type") == "number":
         made["format"] = "double"
