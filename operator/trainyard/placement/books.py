@@ -82,4 +82,4 @@ class Obstacle:
     """Why a gang has no place."""
 
     reason: str  # CamelCase: InsufficientResources, NoSuchDevice, NoMatchingNode, ...
-    message: str  # one sentence: what is needed, how many nodes have it, what stands in the way on the others by cause
+    message: str  # a sentence: what is needed, how many nodes have it, what stands in the way on the others by cause

@@ -17,7 +17,7 @@ MOST_NAMED = 6  # kinds of devices, causes: a sentence, not a report
 def explain(books: Books, kept: Books, demand: Demand, count: int) -> Obstacle:
     """The obstacle to `count` pods. `kept` are the books with what other jobs' claims take away."""
     if not books.nodes:
-        return Obstacle("NoNodes", "the cluster has no nodes")
+        return Obstacle("NoNodes", "The cluster has no nodes.")
     missing = _no_such_device(books, demand)
     if missing is not None:
         return missing
@@ -29,7 +29,7 @@ def explain(books: Books, kept: Books, demand: Demand, count: int) -> Obstacle:
         message += "; " + ", ".join(causes[:MOST_NAMED])
     if reason == "InsufficientCapacity":
         message += f"; even if they were empty, only {min(survey.capacity, count)} of {count} pods would fit"
-    return Obstacle(reason, message)
+    return Obstacle(reason, message + ".")
 
 
 @dataclass(slots=True)
@@ -105,9 +105,10 @@ def _no_such_device(books: Books, demand: Demand) -> Obstacle | None:
         if any(node.allocatable[name] for node in listing):
             continue
         if listing:
-            return Obstacle("NoSuchDevice", f"needs {name}: {len(listing)} of {_nodes(len(books.nodes))} had it, but "
-                            "none has any left; its device plugin is not running, or no device is healthy")  # fmt: skip
-        return Obstacle("NoSuchDevice", f"needs {name}, which no node has; {_devices(books)}")
+            why = "its device plugin is not running, or no device is healthy"
+            had = f"{len(listing)} of {_nodes(len(books.nodes))} had it"
+            return Obstacle("NoSuchDevice", f"Needs {name}: {had}, but none has any left; {why}.")
+        return Obstacle("NoSuchDevice", f"Needs {name}, which no node has; {_devices(books)}.")
     return None
 
 
@@ -128,8 +129,8 @@ def _devices(books: Books) -> str:
 def _needs(books: Books, demand: Demand, count: int) -> str:
     each = ", ".join(show(name, demand.requests[name]) for name in _ordered(demand.requests) if name != "pods")
     if all(room(node, {}, demand.requests) <= 1 for node in books.nodes.values()):
-        return f"needs {_nodes(count)}" + (f" with {each}" if each else "")
-    return f"needs room for {count} pod{'s' if count > 1 else ''}" + (
+        return f"Needs {_nodes(count)}" + (f" with {each}" if each else "")
+    return f"Needs room for {count} pod{'s' if count > 1 else ''}" + (
         f" with {each}{' each' if count > 1 else ''}" if each else ""
     )
 

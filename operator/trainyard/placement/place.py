@@ -239,7 +239,7 @@ def check_quota(quotas: Iterable[QuotaLeft], demand: Demand, count: int) -> Obst
             if needed and needed > left:
                 over.append(f"{quota.name} has {show_amount(name, max(0, left))} {name} left and {count} "
                             f"pod{'s need' if count > 1 else ' needs'} {show_amount(name, needed)}")  # fmt: skip
-    return Obstacle("QuotaExceeded", "quota " + ", ".join(over)) if over else None
+    return Obstacle("QuotaExceeded", "Quota " + ", ".join(over) + ".") if over else None
 
 
 def _charged(name: str, demand: Demand) -> int:

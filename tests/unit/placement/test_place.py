@@ -54,9 +54,9 @@ CPU = {"cpu": 1000}
      {"reserved": [Claim(demand(), 1)]}, {0: "b"}),
     ("a waiting claim keeps what is free", books(node("a"), node("b"), node("c"), a=npus(4), b=npus(8)),
      demand({NPU: 1}), [0], {"reserved": [Claim(demand(), 2)]},
-     Obstacle("Reserved", "needs room for 1 pod with 1 huawei.com/Ascend910: none of the 3 nodes has it; "
+     Obstacle("Reserved", "Needs room for 1 pod with 1 huawei.com/Ascend910: none of the 3 nodes has it; "
                           "2 are kept for jobs that come first, 1 lacks free huawei.com/Ascend910 "
-                          "(best: b with 0 of 8 free)")),
+                          "(best: b with 0 of 8 free).")),
     ("a claim that can never be met keeps nothing", books(node("a"), node("b")), demand(), [0],
      {"reserved": [Claim(demand(), 3)]}, {0: "a"}),
 ])  # fmt: skip
@@ -65,38 +65,38 @@ def test_places(case: str, cluster: Books, wanted: Demand, indices: Any, options
 
 
 @pytest.mark.parametrize(("case", "cluster", "wanted", "count", "reason", "message"), [
-    ("no nodes", books(), demand(), 1, "NoNodes", "the cluster has no nodes"),
+    ("no nodes", books(), demand(), 1, "NoNodes", "The cluster has no nodes."),
     ("by cause, with the best of them",
      books(*(node(f"node-{number}") for number in range(1, 6)), node("node-6", cordoned=True),
            node_3=npus(2), node_4=npus(8), node_5=npus(8)),
      demand({NPU: 8, "cpu": 32000}), 4, "InsufficientResources",
-     "needs 4 nodes with 8 huawei.com/Ascend910, 32 cpu: 2 of 6 have it; "
-     "3 lack free huawei.com/Ascend910 (best: node-3 with 6 of 8 free), 1 is cordoned"),
+     "Needs 4 nodes with 8 huawei.com/Ascend910, 32 cpu: 2 of 6 have it; "
+     "3 lack free huawei.com/Ascend910 (best: node-3 with 6 of 8 free), 1 is cordoned."),
     ("no such device", books(node("a"), node("b")), demand({GPU: 1}), 1, "NoSuchDevice",
-     "needs nvidia.com/gpu, which no node has; the cluster has huawei.com/Ascend910 (on 2 nodes)"),
+     "Needs nvidia.com/gpu, which no node has; the cluster has huawei.com/Ascend910 (on 2 nodes)."),
     ("no device at all", books(node("a", npus=None)), demand(), 1, "NoSuchDevice",
-     "needs huawei.com/Ascend910, which no node has; there are no devices"),
+     "Needs huawei.com/Ascend910, which no node has; there are no devices."),
     ("a dead plugin", books(node("a", npus=0), node("b", npus=None)), demand(), 1, "NoSuchDevice",
-     "needs huawei.com/Ascend910: 1 of 2 nodes had it, but none has any left; its device plugin is not running, or no "
-     "device is healthy"),
+     "Needs huawei.com/Ascend910: 1 of 2 nodes had it, but none has any left; its device plugin is not running, or no "
+     "device is healthy."),
     ("nothing matches", books(node("a"), node("b", taints=taint("team", value="x"))),
      demand(node_selector={"kubernetes.io/hostname": "b"}), 1, "NoMatchingNode",
-     "needs 1 node with 8 huawei.com/Ascend910: none of the 2 nodes has it; "
-     "1 is ruled out by the nodeSelector, 1 is tainted team=x:NoSchedule"),
+     "Needs 1 node with 8 huawei.com/Ascend910: none of the 2 nodes has it; "
+     "1 is ruled out by the nodeSelector, 1 is tainted team=x:NoSchedule."),
     ("larger than the cluster", books(node("a"), node("b", npus=None), node("c", npus=4), a=npus(8)), demand(), 2,
      "InsufficientCapacity",
-     "needs 2 nodes with 8 huawei.com/Ascend910: none of the 3 nodes has it; "
+     "Needs 2 nodes with 8 huawei.com/Ascend910: none of the 3 nodes has it; "
      "1 has no huawei.com/Ascend910, 1 is too small (best: c with 4 huawei.com/Ascend910), "
      "1 lacks free huawei.com/Ascend910 (best: a with 0 of 8 free); "
-     "even if they were empty, only 1 of 2 pods would fit"),
+     "even if they were empty, only 1 of 2 pods would fit."),
     ("nodes may come back", books(node("a"), node("b", ready=False)), demand(), 2, "InsufficientResources",
-     "needs 2 nodes with 8 huawei.com/Ascend910: 1 of 2 has it; 1 is not ready"),
+     "Needs 2 nodes with 8 huawei.com/Ascend910: 1 of 2 has it; 1 is not ready."),
     ("several a node", books(node("a", cpu=4), node("b", cpu=4), b={"cpu": 3500, "memory": GI, "pods": 1}),
      demand({"cpu": 1500, "memory": GI}), 5, "InsufficientCapacity",
-     "needs room for 5 pods with 1500m cpu, 1Gi memory each: 2 fit on 1 of 2 nodes; "
-     "1 lacks free cpu (best: b with 500m of 4 free); even if they were empty, only 4 of 5 pods would fit"),
+     "Needs room for 5 pods with 1500m cpu, 1Gi memory each: 2 fit on 1 of 2 nodes; "
+     "1 lacks free cpu (best: b with 500m of 4 free); even if they were empty, only 4 of 5 pods would fit."),
     ("pods are a resource", books(node("a", pods=3), a={"pods": 3}), demand({}), 1, "InsufficientResources",
-     "needs room for 1 pod: the only node does not have it; 1 lacks free pods (best: a with 0 of 3 free)"),
+     "Needs room for 1 pod: the only node does not have it; 1 lacks free pods (best: a with 0 of 3 free)."),
 ])  # fmt: skip
 def test_obstacles(case: str, cluster: Books, wanted: Demand, count: int, reason: str, message: str) -> None:
     assert place(cluster, wanted, range(count)) == Obstacle(reason, message), case
@@ -104,11 +104,11 @@ def test_obstacles(case: str, cluster: Books, wanted: Demand, count: int, reason
 
 @pytest.mark.parametrize(("case", "left", "count", "message"), [
     ("room", {"pods": 4, "requests.cpu": 8000}, 4, None),
-    ("one pod short", {"pods": 3}, 4, "quota q has 3 pods left and 4 pods need 4"),
-    ("overdrawn", {"count/pods": -1}, 1, "quota q has 0 count/pods left and 1 pod needs 1"),
-    ("cpu means requests", {"cpu": 7500}, 4, "quota q has 7500m cpu left and 4 pods need 8"),
-    ("limits", {"limits.memory": 4 * GI}, 4, "quota q has 4Gi limits.memory left and 4 pods need 8Gi"),
-    ("devices", {f"requests.{NPU}": 8}, 4, "quota q has 8 requests.huawei.com/Ascend910 left and 4 pods need 32"),
+    ("one pod short", {"pods": 3}, 4, "Quota q has 3 pods left and 4 pods need 4."),
+    ("overdrawn", {"count/pods": -1}, 1, "Quota q has 0 count/pods left and 1 pod needs 1."),
+    ("cpu means requests", {"cpu": 7500}, 4, "Quota q has 7500m cpu left and 4 pods need 8."),
+    ("limits", {"limits.memory": 4 * GI}, 4, "Quota q has 4Gi limits.memory left and 4 pods need 8Gi."),
+    ("devices", {f"requests.{NPU}": 8}, 4, "Quota q has 8 requests.huawei.com/Ascend910 left and 4 pods need 32."),
     ("other things", {"configmaps": 0, "requests.storage": 0, "count/secrets": 0}, 4, None),
 ])  # fmt: skip
 def test_quota(case: str, left: dict[str, int], count: int, message: str | None) -> None:
