@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import queue
@@ -152,14 +153,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        while (event := events.get()) is not None:
-            line = json.dumps(event).encode() + b"\n"
-            try:
-                self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
-            except OSError:
-                return
-        self.wfile.write(b"0\r\n\r\n")
         self.close_connection = True
+        with contextlib.suppress(OSError):  # the supervisor has left
+            while (event := events.get()) is not None:
+                line = json.dumps(event).encode() + b"\n"
+                self.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+            self.wfile.write(b"0\r\n\r\n")
 
     def do_PATCH(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -1,0 +1,270 @@
+"""Supervisors as real processes, with a small Kubernetes API over real sockets, and programs without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unit.supervisor.fake_api import FakeApi
+from unit.supervisor.pods import Operator, SupervisedPod, alive, children_of, wait_for
+
+Start = Callable[..., SupervisedPod]
+PYTHON = "/usr/bin/python3"
+
+
+def python(code: str) -> list[str]:
+    """A program, its file kept out of the interpreter's way (-S: no site packages, so it starts fast)."""
+    return [PYTHON, "-S", "-c", code]
+
+
+def test_a_whole_life_with_torchruns_environment(start: Start, api: FakeApi) -> None:
+    code = "import os, json; print('ENV ' + json.dumps(dict(os.environ)))"
+    operator = Operator(api, size=2, cause={"total": 3})
+    first = start(python(code), index=0, nodes=2, ranks=2)
+    second = start(python(code), index=1, nodes=2, ranks=2, TRAINYARD_MAX_RESTARTS="7")
+    operator.run(second)
+    assert operator.report("Formed")["formedAt"].endswith("Z")
+    operator.report("Finished")
+    operator.put(phase="Done")
+    assert (first.wait(), second.wait()) == (0, 0)
+    found = {}
+    for pod in (first, second):
+        for rank, line in re.findall(r"^\[rank (\d)\] ENV (.*)$", pod.output(), re.MULTILINE):
+            found[int(rank)] = json.loads(line)
+    assert sorted(found) == [0, 1, 2, 3]
+    for rank, env in found.items():
+        assert {name: env[name] for name in (
+            "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+            "ROLE_WORLD_SIZE", "ROLE_NAME", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR",
+            "TORCHELASTIC_USE_AGENT_STORE", "TRAINYARD_GENERATION", "OMP_NUM_THREADS",
+        )} == {
+            "RANK": str(rank), "LOCAL_RANK": str(rank % 2), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2",
+            "GROUP_RANK": str(rank // 2), "GROUP_WORLD_SIZE": "2", "ROLE_RANK": str(rank), "ROLE_WORLD_SIZE": "4",
+            "ROLE_NAME": "default", "TORCHELASTIC_RUN_ID": "job-uid", "TORCHELASTIC_RESTART_COUNT": "3",
+            "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "False", "TRAINYARD_GENERATION": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        assert env["TORCHELASTIC_ERROR_FILE"] != env["TRAINYARD_PROGRESS"]
+    assert len({env["MASTER_PORT"] for env in found.values()}) == 1
+    assert found[2]["TORCHELASTIC_MAX_RESTARTS"] == "7"
+
+
+def test_bad_configuration_is_told_in_one_line(start: Start, api: FakeApi) -> None:
+    operator = Operator(api)
+    pod = start(["sh", "-c", r"echo noise; printf '\033[31mdata: /data is empty\033[0m\n' >&2; exit 78"])
+    operator.run(pod)
+    failure = operator.report("RankFailed")["failure"]
+    assert (failure["exitCode"], failure["root"], failure["reason"]) == (78, True, "data: /data is empty")
+    assert failure["text"].splitlines() == ["noise", "data: /data is empty"]
+    assert pod.termination.read_text().startswith("rank 0: data: /data is empty\n")
+    operator.put(phase="Done")
+    assert pod.wait() == 0
+
+
+def test_a_program_that_is_not_there(start: Start, api: FakeApi) -> None:
+    operator = Operator(api)
+    operator.run(start(["/no/such/program"]))
+    failure = operator.report("RankFailed")["failure"]
+    assert failure["exitCode"] == 78
+    assert failure["reason"] == "cannot start '/no/such/program': No such file or directory"
+
+
+DAEMON = """
+import os, sys, time
+if os.environ["TRAINYARD_GENERATION"] == "1":
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            print("daemon", os.getpid(), flush=True)
+            time.sleep(1000)
+        os._exit(0)
+    time.sleep(0.5)
+    os.kill(os.getpid(), 9)
+print("old daemon alive:", os.path.exists("/proc/" + PID) if (PID := open(sys.argv[1]).read()) else None)
+"""
+
+
+def test_what_a_rank_leaves_behind_is_gone_before_the_next_start(start: Start, api: FakeApi, tmp_path: Path) -> None:
+    operator, note = Operator(api), tmp_path / "pid"
+    pod = start([*python(DAEMON), str(note)])
+    operator.run(pod)
+    note.write_text(re.findall(r"daemon (\d+)", pod.wait_output("daemon "))[0])
+    failure = operator.report("RankFailed")["failure"]
+    assert (failure["exitCode"], failure["reason"]) == (-9, "SIGKILL")
+    operator.put(generation=2)
+    pod.wait_output("old daemon alive: False")
+    assert not alive(int(note.read_text()))
+    operator.report("Finished", 2)
+
+
+def test_odd_output(start: Start, api: FakeApi) -> None:
+    operator = Operator(api)
+    code = ("import os, sys; o = sys.stdout.buffer; o.write(b'\\xff\\xfe raw\\n'); o.write(b'x' * 100000 + b'\\n'); "
+            "o.write(b'10%\\r20%\\r30%\\r\\n'); o.write(b'no newline'); o.flush(); os.close(1); "
+            "print('stdout is closed', file=sys.stderr); sys.exit(3)")
+    pod = start(python(code))
+    operator.run(pod)
+    failure = operator.report("RankFailed")["failure"]
+    assert failure["reason"] == "stdout is closed"
+    lines = pod.log.read_bytes().split(b"\n")
+    assert b"[rank 0] \xff\xfe raw" in lines
+    cut = next(line for line in lines if b"xxx" in line)
+    assert cut == b"[rank 0] " + b"x" * 16384 + b" ... [line cut]"
+    assert b"[rank 0] 30%" in lines
+    assert b"[rank 0] no newline" in lines
+
+
+def test_sigterm_becomes_a_drain(start: Start, api: FakeApi) -> None:
+    code = ("import os, sys, time\n"
+            "open(os.environ['TRAINYARD_PROGRESS'], 'w').write('{\"step\": 5, \"durableStep\": 4}\\n')\n"
+            "while not os.path.exists(os.environ['TRAINYARD_DRAIN']): time.sleep(0.01)\n"
+            "open(os.environ['TRAINYARD_PROGRESS'], 'w').write('{\"step\": 6, \"durableStep\": 6}\\n')\n"
+            "sys.exit(75)")
+    operator = Operator(api)
+    pod = start(python(code))
+    operator.run(pod)
+    api.wait_report(lambda _, spec: spec.get("progress", {}).get("step") == 5)
+    pod.terminate()
+    operator.report("Stopping")
+    assert pod.process.poll() is None
+    operator.put(phase="Drain")
+    assert operator.report("Drained")["drainedStep"] == 6
+    assert pod.wait() == 143
+
+
+def test_a_program_that_ignores_drain_and_sigterm(start: Start, api: FakeApi) -> None:
+    operator = Operator(api, drainSeconds=1)
+    pod = start(["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"])
+    operator.run(pod)
+    pod.wait_output("[rank 0] up")
+    began = time.monotonic()
+    operator.put(phase="Drain")
+    assert "drainedStep" not in operator.report("Drained")
+    assert 5.9 < time.monotonic() - began < 12
+    assert children_of(pod.process.pid) == []
+
+
+@pytest.mark.parametrize("how", ["incarnation", "401", "job"])
+def test_a_fenced_pod_leaves_without_a_word(start: Start, api: FakeApi, how: str) -> None:
+    operator = Operator(api)
+    pod = start(["sh", "-c", "echo pid $$; exec sleep 1000"])
+    operator.run(pod)
+    rank = int(re.findall(r"pid (\d+)", pod.wait_output("] pid "))[0])
+    written = len(api.reports)
+    if how == "incarnation":
+        operator.put(generation=2, incarnations={"0": 2})
+    elif how == "job":
+        operator.put(job="another")
+    else:
+        api.status = 401
+        api.cut()
+    assert pod.wait() == 143
+    assert len(api.reports) == written
+    assert not alive(rank)
+
+
+def test_an_api_that_is_away_at_first(start: Start, api: FakeApi) -> None:
+    api.down()
+    pod = start(["true"])
+    pod.wait_output("the API cannot be reached (ConnectionRefusedError")
+    api.up()
+    pod.wait_output("there is no World for this job")
+    operator = Operator(api)
+    operator.run(pod)
+    operator.report("Finished")
+    operator.put(phase="Done")
+    assert pod.wait() == 0
+
+
+def test_without_the_api_the_gang_starts_again_by_itself(start: Start, api: FakeApi) -> None:
+    operator = Operator(api, size=2)
+    code = ("import os, sys, time; g = os.environ['TRAINYARD_GENERATION']; print('at', g, flush=True)\n"
+            "if g == '1': time.sleep(1 if os.environ['RANK'] == '1' else 1000); sys.exit(1)")
+    pods = [start(python(code), index=index, nodes=2) for index in (0, 1)]
+    operator.run(pods[0])
+    for pod in pods:
+        pod.wait_output("at 1\n")
+    api.down()
+    for pod in pods:
+        pod.wait_output("at 1.1\n")
+    api.up()
+    assert operator.report("Finished")["attempt"] == 1
+    assert not [spec for _, _, spec in api.reports if spec["kind"] == "RankFailed"]
+    operator.put(phase="Done")
+    assert [pod.wait() for pod in pods] == [0, 0]
+
+
+def test_progress_that_cannot_be_read_is_told_once(start: Start, api: FakeApi) -> None:
+    operator = Operator(api)
+    code = ("import os, time\n"
+            "def put(text): open(os.environ['TRAINYARD_PROGRESS'], 'w').write(text); time.sleep(0.6)\n"
+            "put('step 3 of 4'); put('{}'); put('{\"step\": 3}'); put('[]')")
+    pod = start(python(code))
+    operator.run(pod)
+    operator.report("Finished")
+    assert pod.output().count("progress is ignored") == 1
+    assert [spec["progress"]["step"] for _, _, spec in api.reports if "progress" in spec][0] == 3
+
+
+def test_a_flood_of_output_stalls_nothing(start: Start, api: FakeApi) -> None:
+    operator = Operator(api)
+    pod = start(python("import os\nline = b'0123456789' * 12 + b'\\n'\nfor _ in range(800): os.write(1, line * 540)"))
+    began = time.monotonic()
+    operator.run(pod)
+    operator.report("Finished", timeout=60)
+    seconds = time.monotonic() - began
+    operator.put(phase="Done")
+    assert pod.wait() == 0
+    size = pod.log.stat().st_size
+    print(f"{size >> 20} MiB of output in {seconds:.2f} s")
+    assert size >= 800 * 540 * (121 + len("[rank 0] "))
+
+
+def test_the_environment_must_be_complete(start: Start) -> None:
+    pod = start(["true"], TRAINYARD_INDEX="x")
+    assert pod.wait() == 78
+    assert "TRAINYARD_INDEX is 'x', expected a whole number of at least 0" in pod.output()
+
+
+def test_sigterm_without_a_world(start: Start) -> None:
+    pod = start(["true"])
+    pod.wait_output("there is no World")
+    pod.terminate()
+    assert pod.wait() == 143
+
+
+def test_another_store_claimant_and_a_wrong_token(start: Start, api: FakeApi) -> None:
+    operator = Operator(api, size=2)
+    first = start(["sleep", "1000"], index=0, nodes=2)
+    operator.run(first)
+    second = start(["sleep", "1000"], index=1, nodes=2)
+    operator.report("Formed")
+    twin = start(["sleep", "1000"], index=1, nodes=2, uid="twin", TRAINYARD_POD="j-1-1-twin")
+    twin.wait_output("refused: index 1, incarnation 1 is held by the pod with UID uid-1-1")
+    assert len(children_of(second.process.pid)) == 1
+    assert children_of(twin.process.pid) == []
+    api.put_world("k", {**operator.spec, "token": "not-the-token-of-j"})
+    stranger = start(["sleep", "1000"], index=1, nodes=2, TRAINYARD_JOB="k", TRAINYARD_POD="stranger")
+    stranger.wait_output("closed by the other side; trying again")
+    assert children_of(stranger.process.pid) == []
+    assert children_of(second.process.pid)
+    twin.terminate()
+    assert twin.wait() == 143
+
+
+def test_a_second_sigterm_changes_nothing(start: Start, api: FakeApi) -> None:
+    operator = Operator(api)
+    pod = start(["sleep", "1000"], TRAINYARD_GRACE="4")
+    operator.run(pod)
+    operator.report("Formed")
+    began = time.monotonic()
+    pod.terminate()
+    pod.process.send_signal(signal.SIGINT)
+    assert pod.wait() == 143
+    assert 0.9 < time.monotonic() - began < 5

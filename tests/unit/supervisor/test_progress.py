@@ -1,0 +1,30 @@
+"""The progress line."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.progress import parse
+
+
+def test_a_whole_line_keeps_its_digits() -> None:
+    parsed = parse(b'{"step": 12, "steps": 1000, "loss": 2.310, "evaluationLoss": null, "tokensPerSecond": 8123.7, '
+                   b'"durableStep": 10, "secondsPerStep": 8e-1, "data": 1, "shard": 4, "more": {}, '
+                   b'"warnings": [{"reason": "CheckpointFailed", "message": "disk full"}, 3, {}]}\n')
+    assert parsed.fields == {"step": 12, "steps": 1000, "loss": "2.310", "tokensPerSecond": 8123, "durableStep": 10,
+                             "secondsPerStep": "8e-1", "data": 1, "shard": 4}
+    assert parsed.warnings == (("CheckpointFailed", "disk full"),)
+
+
+@pytest.mark.parametrize(("line", "why"), [
+    (b"", "JSON"), (b"{", "JSON"), (b"[1]", "list"), (b"\xff\xfe", "JSON"), (b"{}", "step"), (b'{"step": "x"}', "step"),
+    (b'{"step": -1}', "step"), (b'{"step": true}', "step"), (b'{"step": NaN}', "step"), (b'{"step": 1e99}', "step"),
+    (b'{"step": 1, "loss": "low"}', "loss"), (b'{"step": 1, "loss": []}', "loss"), (b"[" * 100000, "JSON"),
+])
+def test_garbage_is_refused_with_a_reason(line: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse(line)
+
+
+def test_a_loss_that_is_no_number_is_passed_on() -> None:
+    assert parse(b'{"step": 1, "loss": NaN}').fields["loss"] == "NaN"
