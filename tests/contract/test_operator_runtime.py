@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from chart.helm import NAMESPACE
 from contract.apiserver import ApiServer, run_apiserver
 from contract.manifests import command_job
@@ -292,8 +291,8 @@ def test_it_does_not_lead_with_a_crd_that_is_too_old(tmp_path: Path) -> None:
         server.install_crds(REPOSITORY / "crds")
         server.kubectl("annotate", "--overwrite", "crd", "worlds.trainyard.dev", "trainyard.dev/schema-version=0")
         with run_operator(server.kubeconfig, tmp_path, "new", namespace="default") as operator:
-            status, text = until("it says why", 10,
-                                 lambda: a if "schema-version" in (a := operator.ready())[1] else None)
+            until("it says why", 10, lambda: "schema-version" in operator.ready()[1])
+            status, text = operator.ready()
             assert status == 503
             assert "worlds.trainyard.dev" in text
             assert not operator.leads

@@ -174,6 +174,7 @@ def pod_view(raw: Object, index: int, incarnation: int) -> PodView:
         pinned=_pinned(spec),
         phase=status.get("phase") or "Pending",
         started="running" in state,
+        started_at=instant((state.get("running") or {}).get("startedAt")),
         ready=bool(trainer.get("ready")),
         deleting=instant(metadata.get("deletionTimestamp")),
         ip=status.get("podIP") or None,
