@@ -73,7 +73,8 @@ class JobWatch:
         kopf.on.event(GROUP, VERSION, "trainingjobs", registry=registry)(self._event)
         try:
             await kopf.operator(
-                registry=registry, settings=_settings(), standalone=True,
+                # An identity of our own: kopf's is made from the user's name, which an arbitrary uid does not have.
+                registry=registry, settings=_settings(), standalone=True, identity="trainyard",
                 clusterwide=not self._namespaces, namespaces=self._namespaces)
         finally:
             beating.cancel()
