@@ -68,8 +68,8 @@ OPERATOR_MAY = {
     ("pods", ""): READ | {"create", "delete"},
     ("configmaps", ""): {"get", "create"},
     ("serviceaccounts", ""): {"get", "create"},
-    ("networkpolicies", "networking.k8s.io"): {"get", "create"},
-    ("rolebindings", _RBAC): {"get", "create"},
+    ("networkpolicies", "networking.k8s.io"): {"get", "create", "patch"},
+    ("rolebindings", _RBAC): {"get", "create", "patch"},
     ("nodes", ""): READ,
     ("resourcequotas", ""): READ,
     ("priorityclasses", "scheduling.k8s.io"): READ,
@@ -112,12 +112,23 @@ def test_the_operator_binds_one_role_and_makes_none(rest: Rest) -> None:
 def test_binding_another_role_is_refused_by_the_server_itself(rest: Rest, installed: ApiServer) -> None:
     path = f"/apis/{_RBAC}/v1/namespaces/{TENANT}/rolebindings"
     with Rest(installed.service_account(OPERATOR_NAMESPACE, "trainyard")) as operator:
-        for role, taken in (("trainyard-worker", True), ("cluster-admin", False), ("edit", False)):
+        for role, taken in (("trainyard-worker", True), ("cluster-admin", False), ("system:node", False)):
             answer = operator.create(path, {
                 "apiVersion": f"{_RBAC}/v1", "kind": "RoleBinding", "metadata": {"name": f"of-{role}"},
                 "roleRef": {"apiGroup": _RBAC, "kind": "ClusterRole", "name": role},
                 "subjects": [{"kind": "ServiceAccount", "name": "x", "namespace": TENANT}]}, dryRun="All")
             assert answer.ok == taken, str(answer)
+
+
+def test_a_binding_of_another_role_gets_no_subjects_from_the_operator(rest: Rest, installed: ApiServer) -> None:
+    """`patch` on RoleBindings is no way around `bind`."""
+    bind(rest, "admins", "cluster-admin", {"kind": "User", "name": "admin", "apiGroup": _RBAC})
+    path = f"/apis/{_RBAC}/v1/namespaces/{TENANT}/rolebindings/admins"
+    me = {"kind": "ServiceAccount", "name": "trainyard", "namespace": OPERATOR_NAMESPACE}
+    with Rest(installed.service_account(OPERATOR_NAMESPACE, "trainyard")) as operator:
+        answer = operator.patch(path, {"subjects": [me]})
+    assert answer.status == 403
+    assert "attempting to grant RBAC permissions not currently held" in answer.message
 
 
 def test_the_operator_leads_in_its_own_namespace_only(rest: Rest) -> None:

@@ -15,7 +15,8 @@ _INTRODUCTION = f"""<!-- Generated from operator/trainyard/api by `make generate
 
 Everything below is `{API_VERSION}`. Researchers write TrainingJobs; Worlds and Reports are how the operator and the
 pods talk ([protocol.md](protocol.md)). The same text is in the cluster:
-`kubectl explain trainingjob.spec.train.optimizer`. An asterisk marks a field that must be set. `[]` stands for every element of a list.
+`kubectl explain trainingjob.spec.train.optimizer`. An asterisk marks a field that must be set.
+`[]` stands for every element of a list.
 """
 
 
