@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from unit.supervisor.fake_api import FakeApi
 from unit.supervisor.pods import SupervisedPod
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
-
 from supervisor import events as e
 from supervisor.core import DONE_WITHIN, EARLY_DRAIN, SETTLE, Core
 
@@ -156,7 +155,8 @@ def test_a_root_is_reported_at_once() -> None:
     assert found(did, e.KillRanks)
     assert reports(did) == ["RankFailed"]
     failure = last_report(pod)["failure"]
-    assert failure == {"root": True, "rank": 2, "exitCode": -9, "reason": "why", "text": "text", "oom": False, "step": 7}
+    assert failure == {"root": True, "rank": 2, "exitCode": -9, "reason": "why", "text": "text", "oom": False,
+                       "step": 7}
     assert found(did, e.TerminationMessage)[0].text == "rank 2: why\ntext"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from supervisor import failures
 from supervisor.failures import judge
 
@@ -38,7 +37,7 @@ ROOTS = [
 
 @pytest.mark.parametrize("message", CONSEQUENCES)
 def test_consequences(message: str) -> None:
-    lines = ["Traceback (most recent call last):", '  File "train.py", line 3, in <module>', "    dist.all_reduce(t)", message]
+    lines = ["Traceback (most recent call last):", '  File "train.py", line 3', "    dist.all_reduce(t)", message]
     verdict = judge(1, lines, lines)
     assert (verdict.root, verdict.reason) == (False, message)
 
@@ -87,7 +86,8 @@ def test_the_error_file_is_better_evidence_than_the_log() -> None:
     verdict = judge(1, ["Connection reset by peer"], ["Connection reset by peer"],
                     recorded("ValueError: bad\nsecond", "Traceback\nValueError: bad"))
     assert verdict == (True, "ValueError: bad", "Traceback\nValueError: bad")
-    assert judge(1, [], [], recorded("RuntimeError: [gloo/transport/tcp/pair.cc:1] Connection closed by peer")).root is False
+    peer = recorded("RuntimeError: [gloo/transport/tcp/pair.cc:1] Connection closed by peer")
+    assert judge(1, [], [], peer).root is False
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"message": 3}', '{"message": {}}', "null"])

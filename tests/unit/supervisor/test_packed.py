@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from unit.supervisor.fake_api import FakeApi
 from unit.supervisor.pods import SOURCE, Operator, SupervisedPod
 

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from unit.supervisor.fake_api import FakeApi
-from unit.supervisor.pods import Operator, SupervisedPod, alive, children_of, wait_for
+from unit.supervisor.pods import Operator, SupervisedPod, alive, children_of
 
 Start = Callable[..., SupervisedPod]
 PYTHON = "/usr/bin/python3"
@@ -209,7 +208,7 @@ def test_progress_that_cannot_be_read_is_told_once(start: Start, api: FakeApi) -
     operator.run(pod)
     operator.report("Finished")
     assert pod.output().count("progress is ignored") == 1
-    assert [spec["progress"]["step"] for _, _, spec in api.reports if "progress" in spec][0] == 3
+    assert next(spec["progress"]["step"] for _, _, spec in api.reports if "progress" in spec) == 3
 
 
 def test_a_flood_of_output_stalls_nothing(start: Start, api: FakeApi) -> None:

@@ -1,0 +1,422 @@
+"""A small world for the protocol: an API, pods with real supervisor cores, connections that break, and two leaders.
+
+Everything that can be late, lost or doubled is an entry of a queue that somebody else decides to take; nothing happens
+by itself. test_protocol_model.py is that somebody.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from supervisor import events as e
+from supervisor.core import Core
+from trainyard.api.protocol import Cause, Master, ReportSpec, WorldSpec
+
+JOB, TOKEN = "job-uid", "a-token-of-the-model"
+
+
+@dataclass
+class Connection:
+    """A member's TCP connection to a master's store: in order, until it breaks."""
+
+    number: int
+    member: Pod
+    master: Pod
+    up: deque[e.Event] = field(default_factory=deque)  # to the master
+    down: deque[e.Event] = field(default_factory=deque)  # to the member
+
+
+class Pod:
+    """A supervisor's core and what it did: one rank, one link, maybe a store."""
+
+    def __init__(self, model: Model, index: int, incarnation: int) -> None:
+        self.model = model
+        self.name = f"j-{index}-{incarnation}"
+        self.uid = f"uid-{self.name}"
+        self.me = e.Member(JOB, self.name, self.uid, f"10.0.{incarnation}.{index}", index, incarnation, 1, 10)
+        self.core = Core(self.me, uniform=lambda low, high: high, free_port=lambda: 4000)
+        self.inbox: deque[e.Event] = deque()
+        self.training: e.Run | None = None  # its rank runs
+        self.dying = False  # the rank was killed, and is not gone yet
+        self.drain = False
+        self.report: dict[str, Any] | None = None  # not written yet
+        self.link: e.Link | None = None
+        self.status: e.Status | None = None
+        self.connection: Connection | None = None
+        self.store = ""  # address, if open
+        self.stores = 0
+        self.exit_code: int | None = None
+        self.cut = False  # does not reach the API
+        self.deleted = False  # the API knows it no longer; its token is refused
+
+    @property
+    def gone(self) -> bool:
+        return self.exit_code is not None
+
+    def take(self, event: e.Event) -> None:
+        """One event into the core, its actions into the world."""
+        if self.gone:
+            return
+        for action in self.core.handle(event, self.model.now, self.model.now):
+            self._do(action)
+
+    def die(self, code: int = 137) -> None:
+        """The container ends, and with it everything in it."""
+        self.exit_code, self.training, self.store = code, None, ""
+        self.model.close(self)
+
+    def _do(self, action: e.Action) -> None:
+        if isinstance(action, e.StartRanks):
+            assert self.training is None, f"{self.name} starts {action.run} while {self.training} runs"
+            self.training, self.drain = action.run, False
+            self.model.started(self, action.run)
+        elif isinstance(action, e.KillRanks):
+            self.dying = True
+        elif isinstance(action, e.TermRanks):
+            self.rank_exits(-15)
+        elif isinstance(action, e.TouchDrain):
+            self.drain = True
+        elif isinstance(action, e.OpenStore):
+            self.stores += 1
+            self.store = f"{self.me.pod_ip}:{5000 + self.stores}"
+            self.inbox.append(e.StoreOpened(self.store))
+        elif isinstance(action, e.CloseStore):
+            self.store = ""
+            self.model.close_store(self)
+        elif isinstance(action, e.PrepareStore):
+            self.inbox.append(e.StoreReady(action.run, 6000, True))
+        elif isinstance(action, e.Link):
+            self.model.disconnect(self, quiet=True)
+            self.link = action
+        elif isinstance(action, e.Unlink):
+            self.model.disconnect(self, quiet=True)
+            self.link = None
+        elif isinstance(action, e.SendStatus):
+            self.status = action.status
+            if self.connection is not None:
+                self.connection.up.append(e.MemberStatus(self.connection.number, action.status))
+        elif isinstance(action, e.Tell):
+            self.model.tell(self, action)
+        elif isinstance(action, e.Refuse):
+            self.model.refuse(self, action.connection)
+        elif isinstance(action, e.WriteReport):
+            assert not self.core.fenced, f"{self.name} is fenced and writes"
+            self.model.check_report(self, ReportSpec.model_validate(action.spec))
+            self.report = action.spec
+        elif isinstance(action, e.DropReport):
+            self.report = None
+        elif isinstance(action, e.Leave):
+            assert self.training is None, f"{self.name} leaves while its rank runs"
+            if action.flush:
+                self.model.write(self)
+            self.die(action.code)
+
+    def kill_takes_effect(self) -> None:
+        """What was killed is gone and reaped."""
+        if self.dying:
+            self.dying, self.training = False, None
+            self.take(e.RanksGone())
+
+    def rank_exits(self, code: int, root: bool = True) -> None:
+        """The rank ends by itself."""
+        run, self.training = self.training, None
+        if run is not None and not self.dying:
+            self.inbox.append(e.RankExited(run, 0, e.Exit(self.me.index, code, root, "why")))
+
+
+class Model:
+    """The API server, the network, the kubelets and the clock."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.now = 0.0
+        self.history: list[WorldSpec | None] = [None]
+        self.version = 0
+        self.reports: dict[str, ReportSpec] = {}
+        self.pods: list[Pod] = []  # all that ever were
+        self.connections: dict[int, Connection] = {}
+        self.members: dict[e.Run, set[Pod]] = {}  # who started it
+        self.complete_now: set[e.Run] = set()
+        self.newest: e.Run = (0, 0)  # that was ever complete
+        self.succeeded: set[e.Run] = set()  # trained to the end: its ranks exit 0
+        self.ended: dict[e.Run, dict[int, int]] = {}  # exit code by index
+        self.api_up = True
+        self._number = 0
+
+    # The API ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def world(self) -> WorldSpec | None:
+        return self.history[-1]
+
+    def put_world(self, spec: WorldSpec | None, version: int) -> bool:
+        """A PUT with the resourceVersion that was read; False: a conflict."""
+        if version != self.version or not self.api_up:
+            return False
+        old = self.world
+        if spec is not None and old is not None:
+            assert spec.generation >= old.generation
+        self.history.append(spec)
+        self.version += 1
+        return True
+
+    def reaches(self, pod: Pod) -> bool:
+        return self.api_up and not pod.cut
+
+    def see_world(self, pod: Pod, lag: int = 0) -> None:
+        """A GET or a watch event, `lag` writes late."""
+        if not self.reaches(pod):
+            return
+        if pod.deleted:
+            pod.take(e.Unauthorized())
+            return
+        pod.take(e.ApiBack())
+        world = self.history[max(0, len(self.history) - 1 - lag)]
+        pod.take(e.WorldMissing() if world is None else e.WorldSeen(e.World.parse({"spec": world.dump()})))
+
+    def write(self, pod: Pod) -> None:
+        """The report that waits, if there is one."""
+        if pod.report is None or not self.reaches(pod):
+            return
+        if pod.deleted:
+            pod.take(e.Unauthorized())
+        else:
+            self.reports[pod.name] = ReportSpec.model_validate(pod.report)
+            pod.report = None
+
+    def create(self, index: int, incarnation: int) -> bool:
+        """A pod; its name is taken once and for all, so two leaders make no twins."""
+        if not self.api_up or any(pod.me.index == index and pod.me.incarnation == incarnation for pod in self.pods):
+            return False
+        self.pods.append(Pod(self, index, incarnation))
+        return True
+
+    # The network ------------------------------------------------------------------------------------------------------
+
+    def connect(self, pod: Pod) -> None:
+        """A member reaches its master's store and proves to know the token."""
+        if pod.link is None or pod.connection is not None or pod.gone:
+            return
+        master = next((other for other in self.pods if not other.gone and other.store == pod.link.address), None)
+        if master is None:
+            return
+        self._number += 1
+        connection = Connection(self._number, pod, master)
+        self.connections[self._number] = pod.connection = connection
+        connection.up.append(e.MemberHello(connection.number, e.Hello(pod.me.index, pod.me.incarnation, pod.uid)))
+        if pod.status is not None:
+            connection.up.append(e.MemberStatus(connection.number, pod.status))
+        connection.down.append(e.Linked())
+
+    def disconnect(self, pod: Pod, quiet: bool = False) -> None:
+        """A connection ends; what was on its way is lost."""
+        connection, pod.connection = pod.connection, None
+        if connection is not None:
+            self.connections.pop(connection.number, None)
+            if not quiet:
+                pod.inbox.append(e.Unlinked("lost"))
+            if not connection.master.gone and connection.master.store:
+                connection.master.inbox.append(e.MemberGone(connection.number))
+
+    def close_store(self, master: Pod) -> None:
+        for connection in list(self.connections.values()):
+            if connection.master is master:
+                self.disconnect(connection.member)
+
+    def close(self, pod: Pod) -> None:
+        self.disconnect(pod, quiet=True)
+        self.close_store(pod)
+
+    def tell(self, master: Pod, action: e.Tell) -> None:
+        connection = self.connections.get(action.connection)
+        if connection is not None and connection.master is master:
+            connection.down.append(e.GangSeen(action.gang))
+
+    def refuse(self, master: Pod, number: int) -> None:
+        connection = self.connections.get(number)
+        if connection is not None and connection.master is master:
+            self.disconnect(connection.member)
+
+    def deliver(self, connection: Connection, up: bool) -> None:
+        """The next message in one direction."""
+        queue, pod = (connection.up, connection.master) if up else (connection.down, connection.member)
+        if queue and connection.number in self.connections:
+            pod.take(queue.popleft())
+
+    def beat(self, pod: Pod) -> None:
+        """A heartbeat."""
+        if pod.connection is not None and pod.status is not None:
+            pod.connection.up.append(e.MemberBeat(pod.connection.number, pod.status.generation))
+
+    # What must hold ---------------------------------------------------------------------------------------------------
+
+    def started(self, pod: Pod, run: e.Run) -> None:
+        """A start: nobody may start a run twice, and no two pods the same place of it."""
+        members = self.members.setdefault(run, set())
+        assert pod not in members, f"{pod.name} starts {run} a second time"
+        assert all(other.me.index != pod.me.index for other in members), f"{run} has two members {pod.me.index}"
+        members.add(pod)
+
+    def complete(self, run: e.Run) -> bool:
+        """All its members train: only then can anything be committed."""
+        members = self.members.get(run, set())
+        return len(members) == self.size and all(pod.training == run and not pod.dying for pod in members)
+
+    def check(self) -> None:
+        """Two runs never train at once, nor an older one after a newer; a member of a run runs nothing older."""
+        complete = [run for run in self.members if self.complete(run)]
+        assert len(complete) <= 1, f"runs {complete} train at once"
+        for run in complete:
+            assert run >= self.newest, f"{run} trains after {self.newest}"
+            self.newest = run
+        for run, members in self.members.items():
+            for pod in members:
+                assert pod.training is None or pod.training >= run, f"{pod.name} runs {pod.training}, is in {run}"
+
+    def check_report(self, pod: Pod, report: ReportSpec) -> None:
+        """Finished and Drained are said only of what all members have done."""
+        run = (report.generation, report.attempt)
+        if report.kind == "Finished":
+            codes = self.ended.get(run, {})
+            assert sorted(codes) == list(range(self.size)) and not any(codes.values()), f"{pod.name}: {run} {codes}"
+        if report.kind == "Drained":
+            assert not any(other.training == run and not other.dying for other in self.members.get(run, set()))
+
+    def rank_exits(self, pod: Pod, code: int, root: bool = True) -> None:
+        run = pod.training
+        if run is not None and not pod.dying:
+            self.ended.setdefault(run, {})[pod.me.index] = code
+            pod.rank_exits(code, root)
+
+
+@dataclass
+class View:
+    """What one leader has read, maybe long ago."""
+
+    world: WorldSpec | None = None
+    version: int = 0
+    pods: dict[str, tuple[int, int, str, bool]] = field(default_factory=dict)  # index, incarnation, uid, finished
+    reports: dict[str, ReportSpec] = field(default_factory=dict)
+    seen: dict[tuple[str, int], float] = field(default_factory=dict)  # when a report's sequence was first seen
+
+
+class Leader:
+    """The operator of docs/protocol.md, as small as can be: it acts on its own view, which may be old."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.view = View()
+
+    def refresh(self) -> None:
+        """Read everything anew."""
+        model = self.model
+        if not model.api_up:
+            return
+        seen = self.view.seen
+        for name, report in model.reports.items():
+            seen.setdefault((name, report.sequence), model.now)
+        pods = {pod.name: (pod.me.index, pod.me.incarnation, pod.uid, pod.gone)
+                for pod in model.pods if not pod.deleted}
+        self.view = View(model.world, model.version, pods, dict(model.reports), seen)
+
+    def act(self) -> None:
+        """Decide, and write the World if it has to change. Pods follow the World."""
+        world = self.view.world
+        new = self._decide(world) if world is not None else self._first()
+        if new is not None and new != world and not self.model.put_world(new, self.view.version):
+            return
+        self._pods(new or world)
+
+    def _first(self) -> WorldSpec:
+        known = [report.generation for report in self.view.reports.values()]
+        newest: dict[str, int] = {}
+        for index, incarnation, _, _ in self.view.pods.values():
+            newest[str(index)] = max(incarnation, newest.get(str(index), 1))
+        return WorldSpec(job=JOB, generation=max(known, default=0) + 1, phase="Run", size=self.model.size, token=TOKEN,
+                         incarnations=newest, join_seconds=10, drain_seconds=5)
+
+    def _holder(self, world: WorldSpec, index: int) -> tuple[str, tuple[int, int, str, bool]] | None:
+        name = f"j-{index}-{world.incarnation(index)}"
+        return (name, self.view.pods[name]) if name in self.view.pods else None
+
+    def _reports(self, world: WorldSpec) -> list[tuple[str, ReportSpec]]:
+        """Those that count."""
+        found = []
+        for index in range(world.size):
+            name = f"j-{index}-{world.incarnation(index)}"
+            report = self.view.reports.get(name)
+            if report is not None and report.generation == world.generation:
+                found.append((name, report))
+        return found
+
+    def _decide(self, world: WorldSpec) -> WorldSpec | None:
+        if world.phase == "Done":
+            return None
+        reports = self._reports(world)
+        kinds = {report.kind for _, report in reports}
+        if "Finished" in kinds:
+            return world.model_copy(update={"phase": "Done"})
+        lost = [index for index in range(world.size) if self._lost(world, index)]
+        if lost:
+            return self._next(world, lost, "PodLost")
+        stopping = [report.index for _, report in reports if report.kind == "Stopping"]
+        if world.phase == "Drain":
+            done = "Drained" in kinds or self.model.now - float(world.cause.culprit or 0) > world.drain_seconds + 7
+            return self._next(world, stopping, "Moved") if done else None
+        if self._failed(reports):
+            return self._next(world, [], "RankFailed")
+        if stopping:
+            cause = Cause(kind="Moved", culprit=str(self.model.now))
+            return world.model_copy(update={"phase": "Drain", "cause": cause})
+        missing = [index for _, report in reports if report.kind == "Missing" for index in report.missing]
+        missing = [index for index in missing if self._holder(world, index)]
+        return self._next(world, missing, "Missing") if missing else self._with_master(world)
+
+    def _lost(self, world: WorldSpec, index: int) -> bool:
+        """Its pod was there and is over, or its name was used up by one that is gone."""
+        holder = self._holder(world, index)
+        if holder is not None:
+            return holder[1][3]
+        return any(pod.me.index == index and pod.me.incarnation == world.incarnation(index) for pod in self.model.pods)
+
+    def _failed(self, reports: list[tuple[str, ReportSpec]]) -> bool:
+        attempt = max((report.attempt for _, report in reports if report.kind != "RankFailed"), default=0)
+        failed = [(name, report) for name, report in reports
+                  if report.kind == "RankFailed" and report.attempt >= attempt]
+        return any(report.failure is not None and report.failure.root for _, report in failed) or any(
+            self.model.now - self.view.seen[name, report.sequence] >= 1.5 for name, report in failed)
+
+    def _next(self, world: WorldSpec, replace: list[int], kind: str) -> WorldSpec:
+        incarnations = dict(world.incarnations)
+        for index in replace:
+            used = [pod.me.incarnation for pod in self.model.pods if pod.me.index == index]
+            incarnations[str(index)] = max([world.incarnation(index), *used]) + 1
+        new = world.model_copy(update={"generation": world.generation + 1, "phase": "Run", "cause": Cause(kind=kind),
+                                       "incarnations": incarnations})
+        lives = any(self._holder(new, index) and self._holder(new, index)[1][2] == world.master.pod_uid  # type: ignore[index]
+                    for index in range(new.size))
+        return self._with_master(new if lives else new.model_copy(update={"master": Master()}))
+
+    def _with_master(self, world: WorldSpec) -> WorldSpec:
+        master = world.master
+        if not master.pod_uid:
+            holders = [holder for index in range(world.size) if (holder := self._holder(world, index))]
+            alive = [(name, pod) for name, pod in holders if not pod[3]]
+            if alive:
+                master = Master(pod=alive[0][0], pod_uid=alive[0][1][2])
+        address = next((report.address for report in self.view.reports.values()
+                        if report.pod_uid == master.pod_uid and report.address), "")
+        return world.model_copy(update={"master": master.model_copy(update={"address": address or master.address})})
+
+    def _pods(self, world: WorldSpec | None) -> None:
+        """Make what is missing, delete what has no place any more."""
+        model = self.model
+        if world is None or not model.api_up or world.phase == "Done":
+            return
+        for index in range(world.size):
+            model.create(index, world.incarnation(index))
+        for pod in model.pods:
+            if pod.me.incarnation < world.incarnation(pod.me.index) and not pod.deleted:
+                pod.deleted = True  # its kubelet ends it when it hears of that
