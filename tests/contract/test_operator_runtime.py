@@ -5,76 +5,17 @@ No kubelet and no controllers run: pods stay as they were created, which is all 
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from chart.helm import NAMESPACE
-from contract.apiserver import ApiServer, run_apiserver
-from contract.manifests import command_job
-from contract.operator_process import REPOSITORY, OperatorProcess, run_operator, until
+from contract.apiserver import ApiServer
+from contract.operator_process import OperatorProcess, run_operator, until
+from contract.playground import Playground
 from contract.rest import GROUP, Object, Rest
-
-_numbers = itertools.count()
-
-
-class Playground:
-    """A namespace and a set of nodes that only this test's jobs fit on."""
-
-    def __init__(self, server: ApiServer, rest: Rest) -> None:
-        self.server = server
-        self.rest = rest
-        self.name = server.namespace(f"run-{next(_numbers)}")
-
-    def node(self, name: str, cpu: str = "4") -> None:
-        """A Ready node with a label of this playground's own."""
-        name = f"{self.name}-{name}"
-        self.rest.create("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": {
-            "name": name, "labels": {"playground": self.name}}, "spec": {}})
-        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "",
-                 "lastTransitionTime": "2026-01-01T00:00:00Z", "lastHeartbeatTime": "2026-01-01T00:00:00Z"}
-        room = {"cpu": cpu, "memory": "8Gi", "pods": "10"}
-        answer = self.rest.patch(f"/api/v1/nodes/{name}/status", {"status": {
-            "allocatable": room, "capacity": room, "conditions": [ready]}})
-        assert answer.ok, answer
-        answer = self.rest.patch(f"/api/v1/nodes/{name}", {"spec": {"taints": None}})  # TaintNodesByCondition's
-        assert answer.ok, answer
-
-    def submit(self, name: str, cpu: str | None = "1", **changes: Any) -> None:
-        """A job that fits only on this playground's nodes."""
-        container: dict[str, Any] = {"name": "trainer", "image": "python:3.11"}
-        if cpu:
-            container["resources"] = {"requests": {"cpu": cpu, "memory": "1Gi"}}
-        template = {"spec": {"containers": [container], "nodeSelector": {"playground": self.name}}}
-        answer = self.rest.create(f"{GROUP}/namespaces/{self.name}/trainingjobs",
-                                  command_job(name, **({"template": template} | changes)))
-        assert answer.ok, answer
-
-    def job(self, name: str) -> dict[str, Any]:
-        """As stored."""
-        return self.rest.get(f"{GROUP}/namespaces/{self.name}/trainingjobs/{name}").body
-
-    def condition(self, name: str, kind: str) -> dict[str, Any]:
-        """A condition of a job; empty if it has none of that type."""
-        found = self.job(name).get("status", {}).get("conditions", ())
-        return next((dict(c) for c in found if c["type"] == kind), {})
-
-    def until_condition(self, name: str, kind: str, status: str, seconds: float = 10) -> dict[str, Any]:
-        """Once the condition has that status."""
-        return until(f"{name}: {kind}={status}", seconds,
-                     lambda: c if (c := self.condition(name, kind)).get("status") == status else {})
-
-    def pods(self) -> list[dict[str, Any]]:
-        """All pods here."""
-        return list(self.rest.get(f"/api/v1/namespaces/{self.name}/pods").body["items"])
-
-    def until_pods(self, count: int, seconds: float = 10) -> list[dict[str, Any]]:
-        """Once there are that many."""
-        return until(f"{count} pods", seconds, lambda: pods if len(pods := self.pods()) == count else [])
 
 
 @pytest.fixture(scope="module")
@@ -236,67 +177,3 @@ def test_an_api_server_that_is_away_for_a_while(operator: OperatorProcess, here:
     here.until_pods(2, seconds=20)
     assert operator.process.poll() is None
     assert operator.metric("process_resident_memory_bytes") < memory + 30e6
-
-
-def test_a_follower_takes_over_from_a_killed_leader(kubeconfig: Path, here: Playground, tmp_path: Path) -> None:
-    here.node("a")
-    with run_operator(kubeconfig, tmp_path, "one", namespace=NAMESPACE) as one:
-        until("one leads", 40, lambda: one.leads)
-        with run_operator(kubeconfig, tmp_path, "two", namespace=NAMESPACE) as two:
-            until("two is ready to follow", 20, lambda: two.ready()[0] == 200)
-            assert not two.leads
-            here.submit("before")
-            here.until_pods(2)
-            one.kill()
-            killed = time.monotonic()
-            here.submit("orphan")
-            here.until_pods(4, seconds=15)
-            print(f"new leader after a kill: gang created {time.monotonic() - killed:.1f} s later")
-            assert two.leads
-
-
-def test_a_follower_takes_over_at_once_from_one_that_is_asked_to_end(
-        kubeconfig: Path, here: Playground, tmp_path: Path) -> None:
-    here.node("a")
-    with run_operator(kubeconfig, tmp_path, "one", namespace=NAMESPACE) as one:
-        until("one leads", 40, lambda: one.leads)
-        with run_operator(kubeconfig, tmp_path, "two", namespace=NAMESPACE) as two:
-            until("two is ready to follow", 20, lambda: two.ready()[0] == 200)
-            begun = time.monotonic()
-            assert one.stop() == 0
-            until("two leads", 4, lambda: two.leads)
-            print(f"new leader after SIGTERM: {time.monotonic() - begun:.1f} s")
-            assert two.stop() == 0
-
-
-def test_a_leader_that_was_asleep_writes_nothing(kubeconfig: Path, here: Playground, tmp_path: Path) -> None:
-    here.node("a")
-    with run_operator(kubeconfig, tmp_path, "one", namespace=NAMESPACE) as one:
-        until("one leads", 40, lambda: one.leads)
-        with run_operator(kubeconfig, tmp_path, "two", namespace=NAMESPACE) as two:
-            until("two is ready to follow", 20, lambda: two.ready()[0] == 200)
-            one.freeze()
-            until("two leads", 15, lambda: two.leads)
-            wrote = len([line for line in one.lines() if "created pod" in line["msg"]])
-            here.submit("job")
-            one.thaw()
-            here.until_pods(2)
-            until("one has noticed", 10, lambda: not one.leads)
-            assert len([line for line in one.lines() if "created pod" in line["msg"]]) == wrote
-            assert two.leads
-
-
-def test_it_does_not_lead_with_a_crd_that_is_too_old(tmp_path: Path) -> None:
-    with run_apiserver() as server:
-        server.install_crds(REPOSITORY / "crds")
-        server.kubectl("annotate", "--overwrite", "crd", "worlds.trainyard.dev", "trainyard.dev/schema-version=0")
-        with run_operator(server.kubeconfig, tmp_path, "new", namespace="default") as operator:
-            until("it says why", 10, lambda: "schema-version" in operator.ready()[1])
-            status, text = operator.ready()
-            assert status == 503
-            assert "worlds.trainyard.dev" in text
-            assert not operator.leads
-            assert operator.health()[0] == 200
-            server.kubectl("annotate", "--overwrite", "crd", "worlds.trainyard.dev", "trainyard.dev/schema-version=1")
-            until("it leads", 20, lambda: operator.leads)
-            assert operator.ready() == (200, "ok")
