@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import signal
@@ -151,9 +150,10 @@ def main() -> int:
         console.print(f"export KUBECONFIG={yard.cluster.kubeconfig} PATH={yard.cluster.programs}:$PATH")
         return 0
     except KeyboardInterrupt:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)  # half a removal helps nobody
         console.print("\ninterrupted; removing the cluster")
-        with contextlib.suppress(KeyboardInterrupt):
-            remove(NAME if command == "run" else "dev")
+        remove(NAME if command == "run" else "dev")
         return 130
     except (ClusterError, AssertionError) as error:
         console.print(f"[red]{type(error).__name__}:[/] {error}", highlight=False)
