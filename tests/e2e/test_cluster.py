@@ -34,7 +34,7 @@ def cluster() -> Iterator[Cluster]:
     made.down()
 
 
-def wait_for(what: str, check: Callable[[], bool], seconds: float = 40) -> float:
+def wait_for(what: str, check: Callable[[], bool], seconds: float = 90) -> float:
     """Wait until ``check`` holds; returns how long it took. The wait is bounded by how long a slow machine needs."""
     began = time.monotonic()
     while time.monotonic() - began < seconds:
@@ -56,7 +56,7 @@ def run_pod(cluster: Cluster, name: str, node: str) -> str:
     spec = {"nodeName": node, "terminationGracePeriodSeconds": 0, "containers": [{"name": "pause", "image": image}]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"run": name}}, "spec": spec}
     cluster.kubectl("apply", "-f", "-", input=json.dumps(pod))
-    cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=30s")
+    cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=90s")
     return cluster.kubectl("get", "pod", name, "-o", "jsonpath={.status.podIP}")
 
 
@@ -95,7 +95,7 @@ def ask(name, server):
 def test_logs_and_exec_work_from_outside(cluster: Cluster) -> None:
     run_pod(cluster, "talk", "node-2")
     assert cluster.kubectl("logs", "talk") == ""
-    with pytest.raises(ClusterError, match="executable file not found"):  # the image holds one program, but we got there
+    with pytest.raises(ClusterError, match="no such file"):  # the image holds one program; but we got there
         cluster.kubectl("exec", "talk", "--", "/bin/true")
 
 
