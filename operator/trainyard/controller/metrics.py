@@ -46,13 +46,13 @@ class Metrics:
             self.api_errors.labels(method, str(status)).inc()
 
     def count_plan(self, counted: Iterable[tuple[str, str, float]]) -> None:
-        """What a plan counted, once its status is written: ("recovery", cause, seconds), ("phase", name, seconds), or
-        anything else by name."""
+        """What a plan counted, once its status is written: ("recovery", cause, seconds),
+        ("recovery_phase", name, seconds), or anything else by name."""
         for kind, label, value in counted:
             if kind == "recovery":
                 self.recoveries.labels(label).inc()
                 self.recovery_seconds.labels("total").observe(value)
-            elif kind == "phase":
+            elif kind == "recovery_phase":
                 self.recovery_seconds.labels(label).observe(value)
             else:
                 self.planned.labels(kind, label).inc(value)
