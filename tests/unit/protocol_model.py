@@ -12,6 +12,7 @@ from typing import Any
 
 from supervisor import events as e
 from supervisor.core import Core
+from trainyard.api.job import TrainingJobStatus
 from trainyard.api.protocol import Cause, Master, ReportSpec, WorldSpec
 
 JOB, TOKEN = "job-uid", "a-token-of-the-model"
@@ -34,7 +35,9 @@ class Pod:
     def __init__(self, model: Model, index: int, incarnation: int) -> None:
         self.model = model
         self.name = f"j-{index}-{incarnation}"
-        self.uid = f"uid-{self.name}"
+        self.uid = f"uid-{len(model.pods)}"
+        self.created = model.now
+        self.deleting: float | None = None  # when its grace ends
         self.me = e.Member(JOB, self.name, self.uid, f"10.0.{incarnation}.{index}", index, incarnation, 1, 10)
         self.core = Core(self.me, uniform=lambda low, high: high, free_port=lambda: 4000)
         self.inbox: deque[e.Event] = deque()
@@ -65,6 +68,7 @@ class Pod:
     def die(self, code: int = 137) -> None:
         """The container ends, and with it everything in it."""
         self.exit_code, self.training, self.store = code, None, ""
+        self.deleted = self.deleted or self.deleting is not None
         self.model.close(self)
 
     def _do(self, action: e.Action) -> None:
@@ -95,6 +99,7 @@ class Pod:
             self.link = None
         elif isinstance(action, e.SendStatus):
             self.status = action.status
+            self.model.said(self, action.status)
             if self.connection is not None:
                 self.connection.up.append(e.MemberStatus(self.connection.number, action.status))
         elif isinstance(action, e.Tell):
@@ -135,10 +140,11 @@ class Model:
         self.history: list[WorldSpec | None] = [None]
         self.version = 0
         self.reports: dict[str, ReportSpec] = {}
+        self.status: tuple[int, TrainingJobStatus] | None = None  # the job's, with its version
         self.pods: list[Pod] = []  # all that ever were
         self.connections: dict[int, Connection] = {}
         self.members: dict[e.Run, set[Pod]] = {}  # who started it
-        self.complete_now: set[e.Run] = set()
+        self.joined: dict[e.Run, set[int]] = {}  # indices that have joined it
         self.newest: e.Run = (0, 0)  # that was ever complete
         self.succeeded: set[e.Run] = set()  # trained to the end: its ranks exit 0
         self.ended: dict[e.Run, dict[int, int]] = {}  # exit code by index
@@ -187,11 +193,28 @@ class Model:
             pod.report = None
 
     def create(self, index: int, incarnation: int) -> bool:
-        """A pod; its name is taken once and for all, so two leaders make no twins."""
-        if not self.api_up or any(pod.me.index == index and pod.me.incarnation == incarnation for pod in self.pods):
+        """A pod, unless there is one of that name: two leaders make no twins."""
+        name = f"j-{index}-{incarnation}"
+        if not self.api_up or any(pod.name == name and not pod.deleted for pod in self.pods):
             return False
         self.pods.append(Pod(self, index, incarnation))
         return True
+
+    def delete(self, uid: str, grace: float) -> None:
+        """A DELETE with this UID: SIGTERM, and SIGKILL when the grace is over."""
+        for pod in self.pods:
+            if pod.uid == uid and not pod.deleted and self.api_up:
+                if pod.gone:
+                    pod.deleted = True
+                elif pod.deleting is None:
+                    pod.deleting = self.now + grace
+                    pod.inbox.append(e.Terminate())
+
+    def kubelets(self) -> None:
+        """Graces end."""
+        for pod in self.pods:
+            if pod.deleting is not None and pod.deleting <= self.now and not pod.gone:
+                pod.die()
 
     # The network ------------------------------------------------------------------------------------------------------
 
@@ -252,8 +275,15 @@ class Model:
 
     # What must hold ---------------------------------------------------------------------------------------------------
 
+    def said(self, pod: Pod, status: e.Status) -> None:
+        """Who joins has stopped whatever it ran before."""
+        if status.state == "joining":
+            assert pod.training is None, f"{pod.name} joins {status.run} while {pod.training} runs"
+            self.joined.setdefault(status.run, set()).add(pod.me.index)
+
     def started(self, pod: Pod, run: e.Run) -> None:
         """A start: nobody may start a run twice, and no two pods the same place of it."""
+        assert self.joined.get(run) == set(range(self.size)), f"{run} starts with {self.joined.get(run)}"
         members = self.members.setdefault(run, set())
         assert pod not in members, f"{pod.name} starts {run} a second time"
         assert all(other.me.index != pod.me.index for other in members), f"{run} has two members {pod.me.index}"
@@ -280,7 +310,7 @@ class Model:
         run = (report.generation, report.attempt)
         if report.kind == "Finished":
             codes = self.ended.get(run, {})
-            assert sorted(codes) == list(range(self.size)) and not any(codes.values()), f"{pod.name}: {run} {codes}"
+            assert codes == dict.fromkeys(range(self.size), 0), f"{pod.name}: {run} {codes}"
         if report.kind == "Drained":
             assert not any(other.training == run and not other.dying for other in self.members.get(run, set()))
 

@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-
 from supervisor import events as e
 from unit.protocol_model import Leader, Model, Pod
+from unit.protocol_plan import PlanLeader
 
 PICK = st.integers(min_value=0, max_value=11)
 
@@ -178,6 +178,7 @@ class Protocol(RuleBasedStateMachine):
             self.model.now = max(self.model.now, at)
             self.model.pods[number].take(e.Timer())
         self.model.now = end
+        self.model.kubelets()
 
     def _round(self, end: bool) -> None:
         """Everything that waits happens, once."""
@@ -235,7 +236,7 @@ class Protocol(RuleBasedStateMachine):
         for pod in model.pods:
             pod.cut = False
         over = self._until(lambda: model.world is not None and model.world.phase == "Done"
-                           and all(pod.gone for pod in model.pods), 600, end=True)
+                           and all(pod.gone for pod in model.pods), 2000, end=True)
         assert over, self._story()
         codes = {pod.name: pod.exit_code for pod in model.pods}
         assert set(codes.values()) <= {0, 137, 143}, codes
@@ -244,10 +245,20 @@ class Protocol(RuleBasedStateMachine):
         lines = [f"not over at {self.model.now}: {self.model.world!r}"]
         for pod in self.model.pods:
             lines.append(f"{pod.name}: exit {pod.exit_code}, {pod.core.state} {pod.core.run}, trains {pod.training}, "
-                         f"deleted {pod.deleted}, linked {pod.connection is not None}, report {self.model.reports.get(pod.name)!r}")
+                         f"deleted {pod.deleted}, linked {pod.connection is not None}, "
+                         f"report {self.model.reports.get(pod.name)!r}")
         return "\n".join(lines)
 
 
+class ProtocolOfTheOperator(Protocol):
+    """The same with the operator's own plan() in place of the small leader."""
+
+    leader = PlanLeader
+
+
+OFTEN = settings(max_examples=80, stateful_step_count=40, deadline=None,
+                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 TestProtocol = Protocol.TestCase
-TestProtocol.settings = settings(max_examples=150, stateful_step_count=40, deadline=None,
-                                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+TestProtocol.settings = OFTEN
+TestProtocolOfTheOperator = ProtocolOfTheOperator.TestCase
+TestProtocolOfTheOperator.settings = OFTEN

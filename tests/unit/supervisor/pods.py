@@ -53,8 +53,9 @@ class SupervisedPod:
 
     def wait_output(self, text: str, timeout: float = 30) -> str:
         """Its output once this text is in it."""
-        return wait_for(lambda: (self.output() if text in self.output() else ""), timeout,
-                        lambda: f"{text!r} was not printed:\n{self.output()[-4000:]}")
+        wait_for(lambda: text in self.output(), timeout,
+                 lambda: f"{text!r} was not printed:\n{self.output()[-4000:]}")
+        return self.output()
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
