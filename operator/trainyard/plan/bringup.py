@@ -71,7 +71,7 @@ def _again(turn: Turn, stuck: dict[int, Hindrance]) -> Turn:
 def hindrance(turn: Turn, pod: PodView) -> Hindrance | None:
     """Why this pod has not started; None: it has, or it is just on its way."""
     age = seconds_between(pod.created, turn.now)
-    if pod.finished:
+    if pod.ended:
         text = f"{pod.reason or 'the pod failed before it ran'}{': ' + pod.message if pod.message else ''}"
         return Hindrance(text, 0.0, DEVICE_SECONDS if pod.reason == "UnexpectedAdmissionError" else REFUSED_SECONDS)
     if pod.started:

@@ -10,7 +10,7 @@ from trainyard.api import EXIT_CONFIG
 from trainyard.api.job import Action, Avoid, FailurePolicy
 from trainyard.plan.finished import end
 from trainyard.plan.losses import active, own_failure
-from trainyard.plan.moves import movers
+from trainyard.plan.moves import known_step, movers
 from trainyard.plan.times import seconds_between, stamp
 from trainyard.plan.turn import Fault, Turn, Weight
 from trainyard.plan.types import PodView, Report
@@ -52,6 +52,8 @@ def failure(turn: Turn) -> Turn:
         left = ROOT_SECONDS - seconds_between(ended[0].at, turn.now)
         if left > 0:
             return turn.look_again(left)
+        if _peer_is_silent(turn, ended):
+            return turn.with_faults(Fault("PeerLost", ended[0].words, ended[0].at))
         roots = ended[:1]
     for one in roots:
         if action(turn.spec.failure_policy, one.code) == "Fail":
@@ -60,12 +62,21 @@ def failure(turn: Turn) -> Turn:
     return _answer(turn, roots[0], frozenset(one.index for one in roots)) if roots else turn
 
 
+def _peer_is_silent(turn: Turn, ended: list[Ended]) -> bool:
+    """Whether members have said nothing while others lost their connections: a pod, a node or the network is gone, and
+    nobody's program is to blame. Once; without a finished step since the last time, it counts."""
+    assert turn.world is not None
+    cause = turn.world.cause
+    again = cause.kind == "PeerLost" and (known_step(turn) or 0) <= (cause.step or 0)
+    return len({one.index for one in ended}) < turn.gang.size and not again
+
+
 def _answer(turn: Turn, root: Ended, indices: frozenset[int]) -> Turn:
     assert turn.world is not None
     chosen, policy = action(turn.spec.failure_policy, root.code), turn.spec.failure_policy
     if chosen != "Ignore" and turn.world.cause.counted >= policy.max_restarts:
         return exhausted(turn, root.words)
-    dead = {index for index in indices if (pod := turn.gang.holders.get(index)) is not None and pod.finished}
+    dead = {index for index in indices if (pod := turn.gang.holders.get(index)) is not None and pod.ended}
     avoid: tuple[Avoid, ...] = ()
     if chosen == "RestartNode":
         dead.add(root.index)

@@ -36,8 +36,8 @@ class Gang:
 
     @property
     def alive(self) -> dict[int, PodView]:
-        """Holders that are neither finished nor on their way out."""
-        return {i: pod for i, pod in self.holders.items() if not pod.finished and pod.deleting is None}
+        """Holders that are neither ended nor on their way out."""
+        return {i: pod for i, pod in self.holders.items() if not pod.ended and pod.deleting is None}
 
     @property
     def progress(self) -> RankProgress | None:

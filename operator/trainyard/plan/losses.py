@@ -32,7 +32,7 @@ def losses(turn: Turn) -> Turn:
 
 def own_failure(pod: PodView) -> bool:
     """Whether the pod's container ended by its own doing; that is judged like the failure of a rank."""
-    return pod.finished and pod.deleting is None and (pod.oom or pod.exit_code not in FROM_OUTSIDE)
+    return pod.ended and pod.deleting is None and (pod.oom or pod.exit_code not in FROM_OUTSIDE)
 
 
 def is_master(turn: Turn, index: int) -> bool:
@@ -50,7 +50,7 @@ def _loss(turn: Turn, index: int) -> tuple[str, str]:
         return "PodLost", f"pod {pod_name(turn.snap.name, index, turn.world.incarnation(index))} is gone"
     if own_failure(pod):
         return "", ""
-    if pod.finished:
+    if pod.ended:
         never_ran = pod.exit_code is None and not formed
         return ("", "") if never_ran else ("PodLost", f"pod {pod.name} ended without a report{_words(pod)}")
     return _loss_of_running(turn, pod)
@@ -91,7 +91,8 @@ def _silent_nodes(turn: Turn) -> Turn:
         return turn
     blip = is_blip(since, pods, turn.gang.size)
     patience = snap.settings.unready_node_seconds * (MASS_PATIENCE if blip else 1.0)
-    complained = turn.gang.said("RankFailed") is not None and not blip
+    assert turn.world is not None
+    complained = not blip and (turn.gang.said("RankFailed") is not None or turn.world.cause.kind == "PeerLost")
     for index, at in since.items():
         left = patience - seconds_between(at, turn.now)
         if left <= 0 or complained:

@@ -30,7 +30,7 @@ def movers(turn: Turn) -> dict[int, Mover]:
     stopping = {report.spec.index for report in turn.gang.reports if report.spec.kind == "Stopping"}
     found = {}
     for index, pod in turn.gang.holders.items():
-        if not pod.finished and (why := _why(turn, pod, index in stopping)):
+        if not pod.ended and (why := _why(turn, pod, index in stopping)):
             left = seconds_between(turn.now, pod.deleting) if pod.deleting else grace
             found[index] = Mover(f"pod {pod.name} {why}", left)
     return found

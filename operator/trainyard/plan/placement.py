@@ -71,10 +71,10 @@ def _started_world(turn: Turn) -> Turn:
         )  # fmt: skip
         return turn.with_world(made)
     cause = world.cause.model_copy(update={"kind": "Resume", "culprit": "", "at": fine_stamp(snap.now)})
-    places = frozenset(range(max(size, world.size)))
+    places = frozenset(range(world.size))  # what lies beyond never had a pod, or was raised when the gang shrank
     update = {
         "generation": world.generation + 1, "phase": "Run", "size": size, "cause": cause,
-        "incarnations": {k: v for k, v in raised(turn, places).items() if int(k) < size},
+        "incarnations": raised(turn, places),
         "master": type(world.master)(), "drain_seconds": drain_seconds(turn),
     }  # fmt: skip
     return turn.with_world(world.model_copy(update=update))

@@ -16,10 +16,14 @@ def removal(turn: Turn, pods: Iterable[PodView]) -> Turn:
     A pod whose deletion is under way is left to its kubelet. If that kubelet is gone, the pod is removed by force once
     its grace has run out: its supervisor is fenced by the World, and nothing else would ever take the object away.
     """
+    deletes = []
     for pod in pods:
         if pod.deleting is None:
-            turn = turn.delete([DeletePod(pod.name, pod.uid)])
+            deletes.append(DeletePod(pod.name, pod.uid))
         elif unreachable(turn.snap, pod):
             left = turn.snap.settings.pod_gone_seconds - seconds_between(pod.deleting, turn.now)
-            turn = turn.delete([DeletePod(pod.name, pod.uid, 0)]) if left <= 0 else turn.look_again(left)
-    return turn
+            if left <= 0:
+                deletes.append(DeletePod(pod.name, pod.uid, 0))
+            else:
+                turn = turn.look_again(left)
+    return turn.delete(deletes)

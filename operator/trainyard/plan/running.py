@@ -16,7 +16,7 @@ def running(turn: Turn) -> Turn:
     turn = _scheduled(turn)
     if world.phase == "Drain":
         words = f"The ranks save their state first: {world.cause.culprit}."
-        return turn.judge("Running", "False", "Moving", words)
+        return turn.judge("Running", "False", "Moving", words).judge("Recovering", "True", "Moved", words)
     if turn.gang.formed:
         words = f"All {turn.gang.size} pods train in generation {world.generation}."
         return turn.judge("Running", "True", "Training", words)

@@ -48,7 +48,7 @@ def drain_left(turn: Turn) -> float:
     world, gang = turn.world, turn.gang
     if world is None or not gang.formed or gang.said("Drained") or gang.said("RankFailed"):
         return 0.0
-    if sum(not pod.finished for pod in gang.holders.values()) < gang.size:
+    if sum(not pod.ended for pod in gang.holders.values()) < gang.size:
         return 0.0
     began = moment(world.cause.at) or turn.now
     return max(0.0, seconds_between(turn.now, began + timedelta(seconds=world.drain_seconds + MARGIN_SECONDS)))

@@ -42,6 +42,11 @@ class PodView:
         """Whether all its containers have ended for good."""
         return self.phase in ("Succeeded", "Failed")
 
+    @property
+    def ended(self) -> bool:
+        """Whether its ranks can never run again; known a second before the pod's phase says so."""
+        return self.finished or self.exit_code is not None
+
 
 @dataclass(frozen=True, slots=True)
 class NodeState:

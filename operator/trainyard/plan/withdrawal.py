@@ -38,7 +38,7 @@ def withdrawal(turn: Turn) -> Turn:
 
 
 def _waits(pod: PodView) -> bool:
-    return not pod.started and not pod.finished and bool(pod.node or pod.pinned)
+    return not pod.started and not pod.ended and bool(pod.node or pod.pinned)
 
 
 def _left(turn: Turn, pod: PodView) -> float:

@@ -155,7 +155,7 @@ class Case:
 
     def node(self, name: str, **fields: Any) -> Case:
         """With a node in this state."""
-        state = NodeState(**({"name": name, "ready": True} | fields))
+        state = replace(NodeState(name, True), **fields)
         return self.but(nodes=dict(self.snap.nodes) | {name: state})
 
     def condition(self, kind: str) -> tuple[str, str, str]:

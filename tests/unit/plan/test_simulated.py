@@ -32,7 +32,9 @@ def run(cluster: Cluster, faults: list[tuple[str, int, int]], limit: int = 2500)
     raise AssertionError(f"no end: {cluster.status.dump()} {cluster.world}")
 
 
-def faults_of(kinds: tuple[str, ...], most: int = 8, gap: tuple[int, int] = (0, 25)) -> st.SearchStrategy[list[tuple[str, int, int]]]:
+def faults_of(
+    kinds: tuple[str, ...], most: int = 8, gap: tuple[int, int] = (0, 25)
+) -> st.SearchStrategy[list[tuple[str, int, int]]]:
     return st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, 3), st.integers(*gap)), max_size=most)
 
 

@@ -1,0 +1,161 @@
+"""Admission, suspension, deadline and the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from trainyard.plan.types import Admit, CreatePod, DeleteJob, DeletePod, PutWorld, Refusal
+from unit.plan.builders import NOW, Case, condition, job, of_type, placed, rank_failure, spec, training, world_of
+
+
+def test_another_controllers_job_is_not_even_spoken_of() -> None:
+    case = job(managedBy="example.com/other")
+    made = case.plan()
+    assert (made.status, made.actions, made.events) == (case.snap.status, (), ())
+
+
+def test_a_job_on_its_way_out_is_left_alone() -> None:
+    assert training().but(deleting=True, pods=()).plan().actions == ()
+
+
+def test_admission_comes_first_and_once() -> None:
+    made = job().plan()
+    assert made.actions == (Admit(),)
+    case = job().applied()
+    made = case.plan()
+    assert [type(action) for action in made.actions] == [PutWorld, CreatePod, CreatePod]
+    assert condition(made.status, "Accepted")[:2] == ("True", "Admitted")
+    assert (made.status.rendered, made.status.admitted_hash) == ("j-0123456789", "hash")
+
+
+@pytest.mark.parametrize(("permanent", "again"), [(True, False), (False, True)])
+def test_a_refusal_is_quoted_and_tried_again_only_if_that_can_help(permanent: bool, again: bool) -> None:
+    case = job().but(refusal=Refusal("TemplateRefused", "cpu: must be less than limit", permanent, 1, NOW))
+    made = case.plan()
+    assert condition(made.status, "Accepted") == ("False", "TemplateRefused", "cpu: must be less than limit")
+    assert made.actions == ()
+    assert bool(of_type(case.after(31).plan(), Admit)) == again
+    assert case.but(generation=2).plan().actions == (Admit(),), "another manifest is another chance"
+
+
+def test_an_invalid_spec_is_quoted_and_what_runs_goes_on() -> None:
+    case = job().but(spec=None, spec_error="spec.numNodes: must be at least 1")
+    assert condition(case.plan().status, "Accepted") == ("False", "InvalidSpec", "spec.numNodes: must be at least 1")
+    assert case.plan().actions == ()
+    lost = training(3).but(spec=None, spec_error="no").without_pod(1)
+    assert world_of(lost.plan()).incarnations == {"1": 2}
+
+
+def test_a_change_while_running_is_named_and_not_followed() -> None:
+    case = training().but(admitted_hash="another", generation=2, spec=spec(3))
+    made = case.plan()
+    assert condition(made.status, "Accepted")[:2] == ("False", "SpecChanged")
+    assert made.actions == ()
+    assert case.settled().but(admitted_hash="hash").condition("Accepted")[0] == "True"
+
+
+def suspended(nodes: int = 2) -> Case:
+    """Suspended in mid-run."""
+    case = training(nodes).spec_with(suspend=True).applied().report(0, "Drained", drained_step=21)
+    return case.applied().applied()
+
+
+def test_suspend_drains_then_deletes_then_says_so() -> None:
+    case = training().spec_with(suspend=True)
+    made = case.plan()
+    assert world_of(made).phase == "Drain"
+    assert of_type(made, DeletePod) == []
+    assert made.status.state == "Suspending"
+    case = case.applied()
+    assert case.after(20).plan().actions == ()
+    assert len(of_type(case.after(41).plan(), DeletePod)) == 2, "ranks that do not save are not waited for forever"
+    assert len(of_type(case.report(0, "Drained").plan(), DeletePod)) == 2
+    assert suspended().snap.status.state == "Suspended"
+
+
+def test_suspend_before_training_deletes_at_once() -> None:
+    made = placed().spec_with(suspend=True).plan()
+    assert world_of(made).phase == "Drain"
+    assert len(of_type(made, DeletePod)) == 2
+
+
+def test_resume_is_the_next_generation_with_pods_of_new_names() -> None:
+    case = suspended().but(rendering=None, admitted_hash="another", spec=spec(3), generation=3, now=NOW + timedelta(60))
+    made = case.plan()
+    assert made.actions == (Admit(),), "rendered anew"
+    assert made.status.start_time == "2027-01-19T12:00:00Z"
+    case = case.applied().applied()
+    world = case.world_spec
+    assert (world.generation, world.phase, world.size, world.cause.kind) == (2, "Run", 3, "Resume")
+    assert sorted(pod.name for pod in case.snap.pods) == ["j-0-2", "j-1-2", "j-2-1"]
+    assert case.snap.status.restarts.total == 0
+
+
+def test_a_suspension_that_began_is_completed_before_the_job_is_resumed() -> None:
+    case = training().spec_with(suspend=True).applied().spec_with(suspend=False)
+    assert case.plan().actions == ()
+    case = case.report(0, "Drained").applied().applied()
+    assert case.snap.status.state == "Suspended"
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(7, ""), (8, "DeadlineExceeded")])
+def test_deadline(seconds: float, reason: str) -> None:
+    made = training(activeDeadlineSeconds=8).after(seconds).plan()
+    assert condition(made.status, "Failed")[1] == reason
+    if not reason:
+        assert made.requeue_after == pytest.approx(1.0)
+
+
+def test_the_deadline_does_not_run_while_suspended() -> None:
+    case = suspended().spec_with(activeDeadlineSeconds=8).after(1000)
+    assert case.plan().status.state == "Suspended"
+
+
+def test_success_is_said_by_the_master_of_this_generation() -> None:
+    done = {"progress": {"step": 100, "steps": 100}}
+    assert training().report(1, "Finished").plan().status.state == "Running"
+    made = training().report(0, "Finished", **done).plan()
+    assert made.status.state == "Succeeded"
+    assert world_of(made).phase == "Done"
+    assert made.status.progress is not None
+    assert made.status.progress.percent == 100
+    assert "Succeeded" in [event.reason for event in made.events]
+
+
+@pytest.mark.parametrize(("policy", "at_once", "later"), [("All", 2, 2), ("Running", 0, 2), ("None", 0, 0)])
+def test_clean_pod_policy(policy: str, at_once: int, later: int) -> None:
+    case = training(cleanPodPolicy=policy).report(0, "Finished")
+    assert len(of_type(case.plan(), DeletePod)) == at_once
+    ended = case.but(status=case.plan().status)
+    assert len(of_type(ended.after(31).plan(), DeletePod)) == later
+
+
+def test_finished_pods_keep_their_logs() -> None:
+    case = training().report(0, "Finished").applied()
+    case = case.but(pods=tuple(replace(pod, phase="Succeeded", exit_code=0, started=False) for pod in case.snap.pods))
+    assert case.after(100).plan().actions == ()
+
+
+def test_terminal_means_terminal() -> None:
+    case = training(failurePolicy={"maxRestarts": 0})
+    case = case.report(1, "RankFailed", failure=rank_failure(1)).applied()
+    for later in (case.without_pod(0), case.spec_with(suspend=True), case.but(pods=(), world=None)):
+        made = later.after(5).plan()
+        assert (made.status.state, made.actions) == ("Failed", ())
+
+
+def test_an_end_that_reached_the_world_but_not_the_status_is_not_forgotten() -> None:
+    case = training().report(1, "RankFailed", failure=rank_failure(78))
+    case = case.but(world=case.applied().snap.world, reports=())
+    assert condition(case.plan().status, "Failed")[:2] == ("True", "BadConfiguration")
+    assert "ValueError: no" in condition(case.plan().status, "Failed")[2]
+
+
+def test_ttl() -> None:
+    case = training(ttlSecondsAfterFinished=60).report(0, "Finished").applied()
+    waiting = case.after(59).plan()
+    assert of_type(waiting, DeleteJob) == []
+    assert waiting.requeue_after == pytest.approx(1.0)
+    assert len(of_type(case.after(60).plan(), DeleteJob)) == 1

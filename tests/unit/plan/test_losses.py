@@ -1,0 +1,129 @@
+"""Pods and nodes that are gone: replaced, never counted; signals that convict nobody."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from trainyard.plan.types import CreatePod, DeletePod, PutWorld
+from unit.plan.builders import NOW, Case, of_type, rank_failure, training, world_of
+
+
+def silent(case: Case, *nodes: str, for_seconds: float = 60.0) -> Case:
+    """The nodes have been NotReady for this long."""
+    for node in nodes:
+        case = case.node(node, ready=False, since=case.snap.now - timedelta(seconds=for_seconds))
+    return case
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_lost_pod_takes_one_write_and_leaves_its_peers_alone(index: int) -> None:
+    made = training().without_pod(index).plan()
+    world = world_of(made)
+    assert (world.generation, world.incarnations) == (2, {str(index): 2})
+    assert (world.cause.kind, world.cause.step, world.cause.counted) == ("PodLost", 20, 0)
+    assert isinstance(made.actions[0], PutWorld)
+    assert [(pod.index, pod.incarnation) for pod in of_type(made, CreatePod)] == [(index, 2)]
+    assert of_type(made, DeletePod) == []
+    survivor = f"j-{1 - index}-1"
+    assert world.master.pod == survivor, "the master is kept, or chosen among the survivors"
+
+
+def test_a_second_loss_on_the_way_folds_in() -> None:
+    case = training(3).without_pod(1).applied().after(2).without_pod(2)
+    case = case.but(status=case.snap.status).applied()
+    world = case.world_spec
+    assert world.cause.kind == "PodLost"
+    assert world.cause.total == 1
+    assert len(case.snap.status.recoveries) == 1
+
+
+def test_a_crash_between_the_fence_and_the_pod_is_completed_by_the_next_leader() -> None:
+    case = training()
+    broken = case.without_pod(1)
+    after_fence = broken.but(world=broken.applied().snap.world)
+    made = after_fence.plan()
+    assert of_type(made, PutWorld) == []
+    assert [(pod.index, pod.incarnation) for pod in of_type(made, CreatePod)] == [(1, 2)]
+    assert made.status.restarts.total == 1
+
+
+def test_a_container_that_ended_is_enough() -> None:
+    """kubelet needs another second to call the pod Failed."""
+    made = training().pod(1, exit_code=137, started=False).plan()
+    assert world_of(made).incarnations == {"1": 2}
+    assert [delete.name for delete in of_type(made, DeletePod)] == ["j-1-1"]
+
+
+def test_incarnations_pass_every_known_pod() -> None:
+    case = training()
+    stale = next(pod for pod in case.snap.pods if pod.index == 1)
+    case = case.but(pods=(*case.snap.pods, replace(stale, name="j-1-5", uid="x", incarnation=5)))
+    case = case.but(pods=tuple(pod for pod in case.snap.pods if pod.name != "j-1-1"))
+    assert world_of(case.plan()).incarnations == {"1": 6}
+
+
+def test_an_unready_node_whose_job_goes_on_keeps_its_pod() -> None:
+    assert silent(training(), "n1").plan().actions == ()
+
+
+def test_an_unready_node_whose_job_stands_still_loses_its_pod() -> None:
+    case = silent(training().after(50), "n1")
+    world = world_of(case.plan())
+    assert (world.cause.kind, world.incarnations, world.cause.counted) == ("NodeLost", {"1": 2}, 0)
+
+
+def test_an_unready_node_is_convicted_by_a_complaint() -> None:
+    case = silent(training(), "n1", for_seconds=1).report(0, "RankFailed", failure=rank_failure(1, False))
+    assert world_of(case.plan()).cause.kind == "NodeLost"
+
+
+def test_many_silent_nodes_are_waited_for() -> None:
+    case = silent(training(4).after(50), "n0", "n1", "n2", for_seconds=50)
+    waiting = case.plan()
+    assert waiting.actions == ()
+    assert waiting.requeue_after is not None
+    assert waiting.requeue_after <= 10
+    late = silent(training(4).after(130), "n0", "n1", "n2", for_seconds=130).plan()
+    assert set(world_of(late).incarnations) == {"0", "1", "2"}
+
+
+def test_a_deleted_pod_on_a_silent_node_is_replaced_without_waiting() -> None:
+    case = silent(training(), "n1", for_seconds=6).pod(1, deleting=NOW + timedelta(seconds=24))
+    assert world_of(case.plan()).cause.kind == "NodeLost"
+
+
+def test_a_stale_pod_on_a_dead_node_is_removed_by_force_once_its_grace_is_over() -> None:
+    stale = replace(training().snap.pods[1], node="n3", deleting=NOW + timedelta(seconds=30))
+    case = silent(training().without_pod(1).settled().started().settled(), "n3")
+    case = case.but(pods=(*case.snap.pods, stale)).formed(step=21)
+    assert of_type(case.after(33).plan(), DeletePod) == []
+    (delete,) = of_type(case.after(36).plan(), DeletePod)
+    assert (delete.name, delete.grace_seconds) == ("j-1-1", 0)
+
+
+def test_a_node_that_no_longer_exists_is_lost() -> None:
+    case = training()
+    nodes = {name: node for name, node in case.snap.books.nodes.items() if name != "n1"}
+    states = {name: state for name, state in case.snap.nodes.items() if name != "n1"}
+    case = case.but(books=type(case.snap.books)(nodes), nodes=states)
+    assert world_of(case.plan()).cause.kind == "NodeLost"
+
+
+def test_a_missing_world_is_made_again_past_every_known_generation() -> None:
+    case = training().without_pod(1).settled().started().but(world=None)
+    made = case.plan()
+    (write,) = of_type(made, PutWorld)
+    assert write.resource_version is None
+    assert (write.spec.generation, write.spec.incarnations) == (3, {"1": 2})
+    assert of_type(made, CreatePod) == of_type(made, DeletePod) == []
+    assert made.status.restarts.total == 1
+
+
+def test_members_that_never_join_are_replaced_if_they_had_the_time() -> None:
+    case = training().without_pod(1).settled().started().settled()
+    case = case.report(0, "Missing", missing=[1])
+    assert case.after(10).plan().actions == ()
+    world = world_of(case.after(61).plan())
+    assert (world.generation, world.incarnations) == (3, {"1": 3})

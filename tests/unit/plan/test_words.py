@@ -1,0 +1,107 @@
+"""What is said about a job: conditions, progress, recoveries, events."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import trainyard.placement
+import trainyard.plan
+from trainyard.plan.conditions import find
+from unit.plan.builders import condition, job, placed, rank_failure, training
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_state_of_a_whole_life() -> None:
+    case = job()
+    seen = [case.plan().status.state]
+    for _ in range(3):
+        case = case.applied()
+        seen.append(case.snap.status.state)
+    assert seen == ["Pending", "Pending", "Starting", "Starting"]
+    running = training()
+    assert running.snap.status.state == "Running"
+    assert running.without_pod(1).plan().status.state == "Recovering"
+
+
+def test_transition_times_move_only_with_the_verdict() -> None:
+    case = placed().after(10).started()
+    before, after = find(case.snap.status, "Running"), find(case.plan().status, "Running")
+    assert before is not None
+    assert after is not None
+    assert before.reason != after.reason
+    assert before.last_transition_time == after.last_transition_time
+    later = find(case.after(10).formed().plan().status, "Running")
+    assert later is not None
+    assert later.last_transition_time == "2026-11-20T12:00:20Z"
+    assert later.observed_generation == 1
+
+
+def test_progress_is_written_every_five_seconds() -> None:
+    case = training(step=20)
+    told = {"steps": 100, "seconds_per_step": "2.0", "loss": "2.5"}
+    early = case.after(2).formed(step=21, **told).plan()
+    assert early.status == case.snap.status
+    assert early.requeue_after is not None
+    assert early.requeue_after <= 3
+    late = case.after(5).formed(step=24, **told).plan().status.progress
+    assert late is not None
+    assert (late.step, late.percent, late.loss, late.eta) == (24, 24, "2.5", "2026-11-20T12:02:37Z")
+
+
+def test_the_eta_is_observed_where_it_is_not_reported() -> None:
+    case = training(step=20).after(10).formed(step=30, steps=100)
+    progress = case.plan().status.progress
+    assert progress is not None
+    assert progress.eta == "2026-11-20T12:01:20Z"
+
+
+def test_a_recovery_is_told_from_its_cause_to_its_first_step() -> None:
+    case = training(step=27).after(3).without_pod(1)
+    made = case.plan()
+    (recovery,) = made.status.recoveries
+    assert (recovery.cause, recovery.generation, recovery.lost_steps) == ("PodLost", 2, 7)
+    assert [event.reason for event in made.events] == ["Recovering"]
+    case = case.settled().started().after(4).formed().settled()
+    assert condition(case.snap.status, "Recovering")[0] == "True"
+    done = case.after(2).formed(step=21).plan()
+    (recovery,) = done.status.recoveries
+    assert recovery.milliseconds.total == 6000
+    assert "Recovered" in [event.reason for event in done.events]
+    assert ("recovery", "PodLost", 6.0) in done.metrics
+    assert condition(done.status, "Recovering")[:2] == ("False", "Recovered")
+
+
+def test_events_come_once() -> None:
+    case = training().report(1, "RankFailed", failure=rank_failure(1))
+    assert [event.reason for event in case.plan().events] == ["Recovering"]
+    assert case.applied().plan().events == ()
+
+
+def test_warnings_are_announced_once() -> None:
+    warning = {"reason": "CheckpointFailed", "message": "disk full", "at": "2026-11-20T12:00:00Z"}
+    case = training().report(1, "Formed", warnings=[warning])
+    (event,) = case.plan().events
+    assert (event.type, event.reason) == ("Warning", "CheckpointFailed")
+    assert "disk full" in event.message
+    assert case.applied().plan().events == ()
+
+
+def test_every_reason_is_explained() -> None:
+    """docs/conditions.md has a row for every reason that this package writes."""
+    source = "\n".join(path.read_text() for path in Path(trainyard.plan.__file__).parent.glob("*.py"))
+    written = set(re.findall(r'(?:judge|end)\(\s*(?:turn, )?"\w+",\s*(?:"(?:True|False|Unknown)",\s*)?"(\w+)"', source))
+    written |= set(re.findall(r'return "([A-Z]\w+)", f?"', source))
+    written |= set(re.findall(r'(?:Obstacle|_quiet)\((?:turn, )?"(\w+)"', source))
+    written |= set(re.findall(r'Fault\(\s*"(\w+)"', source)) | set(
+        re.findall(r'why = "(\w+)" if .* else "(\w+)"', source)[0]
+    )
+    written -= {"True", "False", "Unknown"}
+    assert len(written) > 25, written
+    placing = "\n".join(path.read_text() for path in Path(trainyard.placement.__file__).parent.glob("*.py"))
+    written |= set(re.findall(r'Obstacle\("(\w+)"', placing)) | set(
+        re.findall(r'^ +return "([A-Z]\w+)"$', placing, re.M)
+    )
+    table = set(re.findall(r"^\| `(\w+)`", (ROOT / "docs/conditions.md").read_text(), re.MULTILINE))
+    assert written <= table, f"not in docs/conditions.md: {sorted(written - table)}"
