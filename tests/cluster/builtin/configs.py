@@ -90,6 +90,8 @@ def apiserver() -> list[str]:
         f"--proxy-client-key-file={ETC}/front-proxy.key",
         # No kube-proxy runs beside the API server: it reaches webhooks by pod address.
         "--enable-aggregator-routing=true",
+        # Otherwise a terminated server waits a minute for watches that never end.
+        "--shutdown-watch-termination-grace-period=1s",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged=true",
