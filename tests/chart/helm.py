@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -44,6 +45,11 @@ def values(given: Mapping[str, Any]) -> list[str]:
 
 
 def render(given: Mapping[str, Any] | None = None, release: str = "trainyard") -> list[dict[str, Any]]:
-    """All objects of the chart as `helm template` makes them."""
-    text = helm("template", release, str(CHART), "--namespace", NAMESPACE, *values(given or {}))
+    """All objects of the chart as `helm template` makes them. Raises HelmError."""
+    return copy.deepcopy(_rendered(release, *values(given or {})))
+
+
+@cache
+def _rendered(release: str, *flags: str) -> list[dict[str, Any]]:
+    text = helm("template", release, str(CHART), "--namespace", NAMESPACE, *flags)
     return [part for part in yaml.safe_load_all(text) if part]
