@@ -18,6 +18,8 @@ def admission(turn: Turn) -> Turn:
     rendering, refusal = turn.snap.rendering, turn.snap.refusal
     if rendering is not None:
         return _accepted(turn)
+    if turn.snap.spec is None:
+        return turn  # there is nothing to try; what runs goes on, only replacements must wait
     if refusal is not None and refusal.generation == turn.snap.generation:
         turn = _refused(turn, refusal)
         if turn.admit or not turn.snap.pods:
@@ -43,7 +45,7 @@ def _accepted(turn: Turn) -> Turn:
 def _refused(turn: Turn, refusal: Refusal) -> Turn:
     turn = turn.judge("Accepted", "False", refusal.reason, refusal.message)
     if not reason(turn.status, "Scheduled"):
-        turn = turn.judge("Scheduled", "False", "NotAccepted", "The job is not accepted yet.")
+        turn = turn.judge("Scheduled", "Unknown", "NotAccepted", "The job is not accepted yet.")
     if refusal.permanent:
         return turn
     waited = RETRY_SECONDS if refusal.at is None else seconds_between(refusal.at, turn.now)

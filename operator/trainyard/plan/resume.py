@@ -12,5 +12,6 @@ def resume(turn: Turn) -> Turn:
     if turn.spec.suspend or not holds(turn.status, "Suspended"):
         return turn
     turn = turn.judge("Suspended", "False", "Resumed", "The job was resumed.")
-    turn = turn.judge("Scheduled", "False", "Resumed", "Places are being looked for.")
+    # Unknown, so that the time of waiting for places starts here, and not when the job was suspended.
+    turn = turn.judge("Scheduled", "Unknown", "Resumed", "Places are being looked for.")
     return turn.note(start_time=stamp(turn.now), rendered=None, admitted_hash=None)

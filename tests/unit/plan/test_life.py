@@ -48,6 +48,13 @@ def test_an_invalid_spec_is_quoted_and_what_runs_goes_on() -> None:
     assert world_of(lost.plan()).incarnations == {"1": 2}
 
 
+def test_an_invalid_spec_is_never_admitted_anew() -> None:
+    case = training().but(spec=None, spec_error="no", rendering=None).without_pod(1)
+    made = case.plan()
+    assert of_type(made, Admit) == of_type(made, CreatePod) == []
+    assert world_of(made).incarnations == {"1": 2}
+
+
 def test_a_change_while_running_is_named_and_not_followed() -> None:
     case = training().but(admitted_hash="another", generation=2, spec=spec(3))
     made = case.plan()
@@ -91,6 +98,13 @@ def test_resume_is_the_next_generation_with_pods_of_new_names() -> None:
     assert (world.generation, world.phase, world.size, world.cause.kind) == (2, "Run", 3, "Resume")
     assert sorted(pod.name for pod in case.snap.pods) == ["j-0-2", "j-1-2", "j-2-1"]
     assert case.snap.status.restarts.total == 0
+
+
+def test_a_resumed_job_waits_from_its_resumption() -> None:
+    case = suspended().but(now=NOW + timedelta(hours=1)).spec_with(suspend=False)
+    made = case.but(books=type(case.snap.books)({})).plan()
+    assert made.waiting is not None
+    assert made.waiting.since == NOW + timedelta(hours=1)
 
 
 def test_a_suspension_that_began_is_completed_before_the_job_is_resumed() -> None:

@@ -46,7 +46,7 @@ def test_an_undisturbed_job_needs_few_writes() -> None:
     assert cluster.writes <= 4  # made, master, address, Done
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(faults_of(ALL))
 def test_it_always_ends_well(faults: list[tuple[str, int, int]]) -> None:
     cluster = run(Cluster(), faults)
@@ -55,13 +55,13 @@ def test_it_always_ends_well(faults: list[tuple[str, int, int]]) -> None:
     assert cluster.status.restarts.total <= len(faults)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(faults_of((*INFRASTRUCTURE, *OPERATOR)))
 def test_infrastructure_never_counts(faults: list[tuple[str, int, int]]) -> None:
     assert run(Cluster(), faults).status.restarts.counted == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(faults_of(("rank", "operator", "lost write"), gap=(8, 20)))
 def test_every_root_counts_once(faults: list[tuple[str, int, int]]) -> None:
     cluster = run(Cluster(), faults)
