@@ -47,7 +47,7 @@ def wait_for(what: str, check: Callable[[], bool], seconds: float = 90) -> float
 def ready(cluster: Cluster, node: str) -> str:
     """The node's Ready condition: True, False or Unknown."""
     document = json.loads(cluster.kubectl("get", "node", node, "-o", "json"))
-    return next(entry["status"] for entry in document["status"]["conditions"] if entry["type"] == "Ready")
+    return next(str(entry["status"]) for entry in document["status"]["conditions"] if entry["type"] == "Ready")
 
 
 def run_pod(cluster: Cluster, name: str, node: str) -> str:
@@ -75,7 +75,8 @@ def test_pods_of_both_nodes_reach_each_other_and_the_names(cluster: Cluster) -> 
     assert pings(cluster, "node-1", two)
     assert pings(cluster, "node-2", one)
     cluster.kubectl("expose", "pod", "two", "--port=9", "--cluster-ip=None")
-    resolve = f"import socket,struct\n{_QUERY}\nprint(ask('two.default.svc.cluster.local', {addresses.CONTROL_PLANE!r}))"
+    ask = f"print(ask('two.default.svc.cluster.local', {addresses.CONTROL_PLANE!r}))"
+    resolve = f"import socket,struct\n{_QUERY}\n{ask}"
     wait_for("the headless service resolves to its pod", lambda: (
         cluster.run_on("node-1", "/usr/bin/python3", "-c", resolve).strip() == two))  # fmt: skip
 
@@ -95,7 +96,7 @@ def ask(name, server):
 def test_logs_and_exec_work_from_outside(cluster: Cluster) -> None:
     run_pod(cluster, "talk", "node-2")
     assert cluster.kubectl("logs", "talk") == ""
-    with pytest.raises(ClusterError, match="no such file"):  # the image holds one program; but we got there
+    with pytest.raises(ClusterError, match="no such file"):  # the image holds one program
         cluster.kubectl("exec", "talk", "--", "/bin/true")
 
 
@@ -169,7 +170,7 @@ def test_nodes_come_and_go(cluster: Cluster) -> None:
 def test_what_is_not_there_is_refused_with_what_is(cluster: Cluster) -> None:
     with pytest.raises(ClusterError, match="has node-1, node-2"):
         cluster.cut_network("node-9")
-    with pytest.raises(ClusterError, match="it offers: .*kubelet"):
+    with pytest.raises(ClusterError, match=r"it offers: .*kubelet"):
         cluster.stop("etcdd")
 
 

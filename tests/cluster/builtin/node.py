@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import time
+from functools import cached_property
 from pathlib import Path
 
 from cluster.builtin import cgroups, configs
@@ -13,7 +14,9 @@ from cluster.builtin.addresses import CONTROL_PLANE, NodePlan, cgroup
 from cluster.builtin.credentials import Credentials
 from cluster.builtin.machine import Machine
 from cluster.errors import ClusterError
-from cluster.images.layout import Layout, pause_image
+from cluster.images import seed
+from cluster.images.layout import Layout, import_archive, pause_image
+from cluster.launch import ALL_NAMESPACES
 from cluster.ledger import Entry, Ledger, start_time
 
 SERVICES = ("containerd", "kubelet", "kube-proxy")
@@ -38,6 +41,8 @@ class Node:
         self._write_configs(credentials, pause_image(pause))
         self._connect(fabric)
         binds = {configs.ETC: self._etc, configs.SHARED: self._shared}
+        if self._snapshotter == "overlayfs":
+            seed.plant(self.machine.folder / "var" / "lib" / "containerd")
         self.machine.mount(programs, binds, self.plan.name)
         self.start_service("containerd")
         self._load_pause(pause)
@@ -45,6 +50,10 @@ class Node:
     @property
     def _etc(self) -> Path:
         return self.machine.folder / "etc"
+
+    @cached_property
+    def _snapshotter(self) -> str:
+        return "overlayfs" if supports_overlay(self.machine.folder) else "native"
 
     def _write_configs(self, credentials: Credentials, pause: str) -> None:
         (self._etc / "cni").mkdir(parents=True, exist_ok=True)
@@ -56,8 +65,7 @@ class Node:
         for part in ("ca.crt", "kube-proxy.kubeconfig", f"{name}.kubeconfig", f"{name}-serving.crt",
                      f"{name}-serving.key"):  # fmt: skip
             shutil.copy(credentials.folder / part, self._etc)
-        snapshotter = "overlayfs" if supports_overlay(self.machine.folder) else "native"
-        (self._etc / "containerd.toml").write_text(configs.containerd(pause, snapshotter))
+        (self._etc / "containerd.toml").write_text(configs.containerd(pause, self._snapshotter))
         (self._etc / "cni" / "10-trainyard.conflist").write_text(configs.cni(self.plan))
         (self._etc / "kubelet.json").write_text(configs.kubelet_document(self.cluster, self.plan))
         (self._etc / "kube-proxy.json").write_text(configs.kube_proxy_document(self.plan))
@@ -133,21 +141,9 @@ class Node:
         if not wanted:
             return 0
         have = set(self.ctr("content", "ls", "--quiet").split())
-        archive = self.machine.folder / f"import-{os.getpid()}.tar"
-        try:
-            size = layout.archive(name, wanted, have, archive)
-            with archive.open("rb") as source:
-                self._import(source.fileno())
-        finally:
-            archive.unlink(missing_ok=True)
-        return size
-
-    def _import(self, source: int) -> None:
-        command = ["nsenter", "-t", str(self.machine.init), "-n", "-m", "-u", "-i", "-p", "--", "ctr", "--address",
+        command = ["nsenter", "-t", str(self.machine.init), *ALL_NAMESPACES, "--", "ctr", "--address",
                    configs.CONTAINERD_SOCKET, "--namespace", "k8s.io", "images", "import", "-"]  # fmt: skip
-        done = subprocess.run(command, stdin=source, capture_output=True, text=True, timeout=600)
-        if done.returncode != 0:
-            raise ClusterError(f"importing an image on {self.plan.name} failed: {done.stderr.strip()[-1000:]}")
+        return import_archive(layout, name, wanted, have, command, f"importing an image on {self.plan.name}")
 
     def images(self) -> list[str]:
         """Images on the node as "name digest"."""

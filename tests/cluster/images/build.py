@@ -19,7 +19,7 @@ from pathlib import Path
 from cluster import packages
 from cluster.errors import ClusterError
 from cluster.gotools import exclusive
-from cluster.images import base
+from cluster.images import base, seed
 from cluster.images.layout import Layout
 from cluster.images.storage import Storage
 from cluster.paths import REPOSITORY, cache_root
@@ -81,6 +81,7 @@ def build(recipe: Recipe, progress: Progress) -> str:
         with progress.step(f"{recipe.program} image: store layers"):
             storage.store(name, done)
             done.keep_only(kept_names(done.names()))
+        seed.refresh(done, newest_names(done.names()), progress)
     return name
 
 
@@ -117,6 +118,12 @@ def kept_names(names: list[str]) -> list[str]:
     for recipe in RECIPES.values():
         kept += [name for name in names if name.startswith(recipe.repository + ":")][-_KEPT:]
     return kept
+
+
+def newest_names(names: list[str]) -> list[str]:
+    """The newest name of each program."""
+    found = [[name for name in names if name.startswith(recipe.repository + ":")] for recipe in RECIPES.values()]
+    return [each[-1] for each in found if each]
 
 
 def wheel_folder() -> Path | None:

@@ -9,10 +9,12 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cluster.errors import ClusterError
 
@@ -116,7 +118,7 @@ class Layout:
         fresh.write_text(json.dumps(index))
         fresh.replace(self.folder / "index.json")
 
-    def archive(self, name: str, images: list[str], have: set[str], target: Path) -> int:
+    def archive(self, name: str, images: list[str], have: set[str], target: IO[bytes]) -> int:
         """Write an archive to import ``name`` under the names ``images``, without the blobs that the receiver has.
 
         Returns the number of bytes of blobs in it.
@@ -130,7 +132,7 @@ class Layout:
         ]
         index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": manifests}
         size = 0
-        with tarfile.open(target, "w") as tar:
+        with tarfile.open(fileobj=target, mode="w|", bufsize=1 << 20) as tar:
             _add_bytes(tar, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
             _add_bytes(tar, "index.json", json.dumps(index).encode())
             for digest in self.blobs(entry["digest"]):
@@ -140,6 +142,28 @@ class Layout:
                 size += path.stat().st_size
                 tar.add(path, arcname=f"blobs/sha256/{path.name}")
         return size
+
+
+def import_archive(layout: Layout, name: str, images: list[str], have: set[str], command: list[str], what: str) -> int:
+    """Stream an archive into ``command``'s standard input; returns the bytes of blobs in it."""
+    size = 0
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors)
+        assert process.stdin is not None
+        try:
+            with process.stdin as stream:
+                size = layout.archive(name, images, have, stream)
+        except BrokenPipeError:
+            pass  # it has given up; its messages say why
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            status = process.wait()
+        if status != 0:
+            errors.seek(0)
+            raise ClusterError(f"{what} failed ({status}): {errors.read().strip()[-1000:]}")
+    return size
 
 
 def _add_bytes(tar: tarfile.TarFile, name: str, data: bytes, mode: int = 0o644) -> None:

@@ -45,7 +45,7 @@ class Storage:
             '--dest-oci-accept-uncompressed-layers "containers-storage:[$0@$1+$r]$2" "oci:$3:$2"'
         )
         driver = self._environment()["STORAGE_DRIVER"]
-        command = ["unshare", "--mount", "sh", "-c", script, driver, self.folder, name, layout.folder]
+        command = ["unshare", "--mount", "sh", "-c", script, driver, str(self.folder), name, str(layout.folder)]
         run(command, what=f"skopeo copy {name}", seconds=seconds)
 
     def exists(self, name: str) -> bool:

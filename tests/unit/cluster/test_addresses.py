@@ -15,7 +15,7 @@ def test_every_node_has_addresses_of_its_own() -> None:
     assert len({plan.ip for plan in plans}) == len({plan.pods for plan in plans}) == MAX_NODES
     for plan in plans:
         assert ipaddress.ip_address(plan.ip) in ipaddress.ip_network(addresses.NODES)
-        assert ipaddress.ip_network(plan.pods).subnet_of(ipaddress.ip_network(addresses.PODS))
+        assert ipaddress.IPv4Network(plan.pods).subnet_of(ipaddress.IPv4Network(addresses.PODS))
     assert addresses.CONTROL_PLANE not in {plan.ip for plan in plans}
 
 

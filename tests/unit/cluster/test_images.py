@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from cluster.errors import ClusterError
 from cluster.images import build
-from cluster.images.build import OPERATOR, content_hash, kept_names, source_files
-from cluster.images.layout import Layout, pause_layer
+from cluster.images.build import OPERATOR, content_hash, kept_names, newest_names, source_files
+from cluster.images.layout import Layout, import_archive, pause_layer
 
 
 @pytest.fixture
@@ -49,7 +49,8 @@ def test_an_archive_leaves_out_what_the_node_has_and_names_every_tag(layout: Lay
     assert entry is not None
     manifest, config, layer = layout.blobs(entry["digest"])
     target = tmp_path / "a.tar"
-    size = layout.archive("localhost/a:1", ["localhost/a:1", "localhost/a:dev"], {layer, manifest}, target)
+    with target.open("wb") as stream:
+        size = layout.archive("localhost/a:1", ["localhost/a:1", "localhost/a:dev"], {layer, manifest}, stream)
     with tarfile.open(target) as tar:
         names = tar.getnames()
         index = json.load(tar.extractfile("index.json"))  # type: ignore[arg-type]
@@ -60,8 +61,22 @@ def test_an_archive_leaves_out_what_the_node_has_and_names_every_tag(layout: Lay
 
 
 def test_an_unknown_image_is_an_error_that_says_so(layout: Layout, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="localhost/b:1 is not in"):
-        layout.archive("localhost/b:1", ["x"], set(), tmp_path / "a.tar")
+    with (tmp_path / "a.tar").open("wb") as stream, pytest.raises(ClusterError, match="localhost/b:1 is not in"):
+        layout.archive("localhost/b:1", ["x"], set(), stream)
+
+
+def test_an_import_that_fails_says_why(layout: Layout) -> None:
+    command = ["sh", "-c", "echo no room >&2; exit 3"]
+    with pytest.raises(ClusterError, match=r"importing here failed \(3\): no room"):
+        import_archive(layout, "localhost/a:1", ["x"], set(), command, "importing here")
+
+
+def test_an_import_gets_the_whole_archive(layout: Layout, tmp_path: Path) -> None:
+    target = tmp_path / "a.tar"
+    command = ["sh", "-c", 'cat > "$0"', str(target)]
+    assert import_archive(layout, "localhost/a:2", ["x"], set(), command, "importing") > 0
+    with tarfile.open(target) as tar:
+        assert len(tar.getnames()) == 5
 
 
 def test_the_sandbox_layer_is_the_same_every_time() -> None:
@@ -101,6 +116,7 @@ def test_a_missing_source_is_named(checkout: Path) -> None:
 def test_the_newest_three_of_each_program_are_kept() -> None:
     names = [f"localhost/trainyard/operator:{n}" for n in range(5)] + ["localhost/trainyard/trainer:0", "other:1"]
     assert kept_names(names) == [*names[2:5], "localhost/trainyard/trainer:0"]
+    assert newest_names(names) == ["localhost/trainyard/operator:4", "localhost/trainyard/trainer:0"]
 
 
 def test_wheels_come_from_the_environment_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ require (
 def test_the_version_is_read_from_go_mod() -> None:
     assert gotools.pinned_version(GO_MOD, "k8s.io/kubernetes") == "v1.36.3"
     assert gotools.pinned_version("require sigs.k8s.io/kind v0.1.0\n", "sigs.k8s.io/kind") == "v0.1.0"
-    with pytest.raises(ClusterError, match="k8s.io/other is not required"):
+    with pytest.raises(ClusterError, match=r"k8s\.io/other is not required"):
         gotools.pinned_version(GO_MOD, "k8s.io/other")
 
 
@@ -53,9 +53,9 @@ def test_missing_packages_are_named_once(tmp_path: Path) -> None:
 
 
 def test_without_root_the_command_to_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages.os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(packages.shutil, "which", lambda name, path=None: "/x" if name == "apt-get" else None)
-    with pytest.raises(ClusterError, match="sudo apt-get install .* missing-package"):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("shutil.which", lambda name, path=None: "/x" if name == "apt-get" else None)
+    with pytest.raises(ClusterError, match=r"sudo apt-get install .* missing-package"):
         packages.ensure({"no-such-program": "missing-package"}, Progress(io.StringIO()))
 
 
