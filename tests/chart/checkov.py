@@ -33,16 +33,17 @@ def program() -> Path:
     return folder / "bin" / "checkov"
 
 
-def failed_checks(manifest: Path) -> tuple[int, list[str]]:
+def failed_checks(*manifests: Path) -> tuple[int, list[str]]:
     """How many checks passed, and what failed, in words; exceptions are in the chart's .checkov.yaml. Nothing is sent
     or fetched."""
+    flags = [part for manifest in manifests for part in ("-f", str(manifest))]
     done = subprocess.run(
-        [str(program()), "--config-file", str(CHART / ".checkov.yaml"), "-f", str(manifest), "-o", "json"],
+        [str(program()), "--config-file", str(CHART / ".checkov.yaml"), *flags, "-o", "json"],
         capture_output=True, text=True, timeout=300, env={**os.environ, "LOG_LEVEL": "ERROR"})
     try:
         result: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         raise RuntimeError(f"checkov: exit {done.returncode}: {done.stdout[-500:]} {done.stderr[-1000:]}") from None
-    failed = [f"{check['check_id']} {check['check_name']}: {check['resource']}"
+    failed = [f"{check['check_id']} {check['check_name']}: {check['resource']} in {check['file_path']}"
               for check in result["results"]["failed_checks"]]
     return int(result["summary"]["passed"]), failed
