@@ -1,0 +1,135 @@
+"""Optimizer, learning rate, loss scale, first weights, progress."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from trainer.model import build, shape, weights
+from trainer.optimizer import AdamW, learning_rate
+from trainer.precision import LossScale, choose
+from trainer.progress import Progress
+from trainyard.api.train import ModelConfig, OptimizerConfig
+
+
+def optimizer_config(**fields: float) -> OptimizerConfig:
+    return OptimizerConfig.model_validate(fields)
+
+
+def test_learning_rate() -> None:
+    config = optimizer_config(learningRate=1.0, warmupSteps=10)
+    rates = [learning_rate(config, 110, step) for step in range(1, 111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == 1.0
+    assert rates[59] == pytest.approx(0.55)  # half-way down
+    assert rates[-1] == pytest.approx(0.1)
+    assert max(rates) == 1.0
+    assert learning_rate(optimizer_config(learningRate=1.0), 100_000, 1000) == pytest.approx(0.5)  # 2,000 at most
+    assert learning_rate(optimizer_config(learningRate=1.0, warmupSteps=0), 1, 1) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_adamw_is_torchs(fused: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"embedding": nn.Embedding(7, 4), "linear": nn.Linear(4, 3)})
+    twin = nn.ModuleDict({"embedding": nn.Embedding(7, 4), "linear": nn.Linear(4, 3)})
+    twin.load_state_dict(model.state_dict())
+    config = optimizer_config(learningRate=0.1, weightDecay=0.2)
+    ours = AdamW(model, config)
+    ours._fused = fused
+    theirs = torch.optim.AdamW([{"params": [twin["linear"].weight], "weight_decay": 0.2},
+                                {"params": [twin["embedding"].weight, twin["linear"].bias], "weight_decay": 0.0}],
+                               betas=(0.9, 0.95), eps=1e-8)
+    for rate in (0.1, 0.05, 0.01):
+        theirs.param_groups[0]["lr"] = theirs.param_groups[1]["lr"] = rate
+        for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+            other.grad = torch.randn_like(other)
+            mine.grad = other.grad * 4
+        squares = sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None)
+        assert float(ours.squared_norm()) == pytest.approx(squares, rel=1e-5)
+        ours.step(rate, 4.0)
+        theirs.step()
+    for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    state = ours.state()
+    assert set(state["first_moment"]) == {"embedding.weight", "linear.weight", "linear.bias"}
+    torch.testing.assert_close(state["second_moment"]["linear.bias"], theirs.state[twin["linear"].bias]["exp_avg_sq"])
+
+
+def test_loss_scale() -> None:
+    scale = LossScale(value=1024.0, growth_steps=2)
+    scale.overflowed()
+    assert scale.value == 512.0
+    scale.succeeded()
+    scale.overflowed()
+    scale.succeeded()
+    assert scale.value == 256.0  # one good step since the last overflow
+    scale.succeeded()
+    assert scale.value == 512.0
+    for _ in range(40):
+        scale.overflowed()
+    assert scale.exhausted
+    assert not math.isinf(scale.value)
+
+
+def test_precision_of_a_cpu_is_fp32() -> None:
+    assert choose("auto", torch.device("cpu")) == "fp32"
+    assert choose("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_drawn_numbers_do_not_depend_on_the_slice() -> None:
+    rows, columns = 5000, 33
+    whole = torch.empty(rows, columns)
+    weights.fill_normal(whole, (slice(0, rows), slice(0, columns)), (rows, columns), 0.5, "1/name")
+    for start, stop in [(0, 1700), (1700, 3333), (3333, 5000), (4999, 5000)]:
+        part = torch.empty(stop - start, columns)
+        weights.fill_normal(part, (slice(start, stop), slice(0, columns)), (rows, columns), 0.5, "1/name")
+        assert torch.equal(part, whole[start:stop])
+    narrow = torch.empty(rows, 10)
+    weights.fill_normal(narrow, (slice(0, rows), slice(20, 30)), (rows, columns), 0.5, "1/name")
+    assert torch.equal(narrow, whole[:, 20:30])
+    other = torch.empty(rows, columns)
+    weights.fill_normal(other, (slice(0, rows), slice(0, columns)), (rows, columns), 0.5, "2/name")
+    assert abs(float(torch.corrcoef(torch.stack([whole.flatten(), other.flatten()]))[0, 1])) < 0.01
+    assert float(whole.mean()) == pytest.approx(0, abs=0.01)
+    assert float(whole.std()) == pytest.approx(0.5, rel=0.01)
+    assert len(torch.unique(whole)) > whole.numel() * 0.98  # no block repeats another
+
+
+def test_model_from_meta_is_transformers_own() -> None:
+    fields = shape.fields(ModelConfig.model_validate({"size": "tiny", "config": {
+        "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "tie_word_embeddings": True}}))
+    model = build.on_meta(build.complete(fields))
+    weights.materialise(model, torch.device("cpu"))
+    build.restore_buffers(model, torch.device("cpu"))
+    weights.draw(model, 0)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+    from transformers import LlamaForCausalLM
+
+    plain = LlamaForCausalLM(model.config)
+    plain.load_state_dict(model.state_dict())
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=tokens).logits, plain(input_ids=tokens).logits)
+        assert float(model.model.norm.weight.min()) == 1.0
+
+
+def test_progress_file(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "progress", steps=10, evaluationLoss=None)
+    for number in range(7):
+        progress.warn(f"Reason{number}", "something")
+    progress.warn("Reason5", "something newer")
+    progress.update(durableStep=3)
+    lines = (tmp_path / "progress").read_text().splitlines()
+    assert len(lines) == 1
+    content = json.loads(lines[0])
+    assert (content["step"], content["steps"], content["durableStep"]) == (0, 10, 3)
+    assert "evaluationLoss" not in content
+    assert [entry["reason"] for entry in content["warnings"]] == ["Reason2", "Reason3", "Reason4", "Reason6", "Reason5"]
+    assert content["warnings"][-1]["message"] == "something newer"
+    Progress(tmp_path / "missing" / "progress").update(step=1)  # nowhere to write: training goes on
