@@ -18,7 +18,7 @@ from trainyard.build import (
     rendering_configmap,
     with_demand,
 )
-from trainyard.controller.queue import Conflict
+from trainyard.controller.queue import NotYet
 from trainyard.kube.client import APPLY, ApiError, Client, Object
 from trainyard.kube.paths import path_of
 from trainyard.kube.views import JobView
@@ -35,7 +35,7 @@ class NameTaken(Exception):
 
 
 async def admit(client: Client, job: JobView, spec: TrainingJobSpec, settings: BuildSettings) -> RenderedJob | Refusal:
-    """The rendering, kept in its ConfigMap, or why there can be none. Raises Conflict and transient ApiErrors."""
+    """The rendering, kept in its ConfigMap, or why there can be none. Raises NotYet and transient ApiErrors."""
     ref = JobRef(job.namespace, job.name, job.uid)
 
     def refuse(reason: str, message: str, permanent: bool) -> Refusal:
@@ -90,7 +90,7 @@ async def load(client: Client, job: JobView, name: str) -> RenderedJob | None:
 
 
 async def ensure(client: Client, wanted: Object, job: JobView) -> None:
-    """Make it, or bring the job's own one up to date. Raises NameTaken, Conflict and ApiError."""
+    """Make it, or bring the job's own one up to date. Raises NameTaken, NotYet and ApiError."""
     path, name = path_of(wanted)
     try:
         await client.write("POST", path, wanted, query={"fieldManager": FIELD_MANAGER})
@@ -108,7 +108,7 @@ async def ensure(client: Client, wanted: Object, job: JobView) -> None:
         return
     what = f"{wanted['kind']} {job.namespace}/{name}"
     if any(owner.get("kind") == "TrainingJob" and owner.get("name") == job.name for owner in owners):
-        raise Conflict(f"{what} still belongs to an earlier job of this name")
+        raise NotYet(f"{what} still belongs to an earlier job of this name")
     raise NameTaken(f"{what} exists and does not belong to this job; remove or rename it, or give the job another name")
 
 

@@ -11,7 +11,7 @@ from trainyard.build import JobRef, RenderedJob, pod, pod_name, world
 from trainyard.controller.admission import FIELD_MANAGER
 from trainyard.controller.cluster import OURS, Cluster
 from trainyard.controller.metrics import Metrics
-from trainyard.controller.queue import Conflict
+from trainyard.controller.queue import Conflict, NotYet
 from trainyard.kube.client import ApiError, Client, NotLeading, Object
 from trainyard.kube.paths import path_of
 from trainyard.kube.views import JobView
@@ -145,6 +145,9 @@ class Applier:
                 raise Conflict("the World is gone") from error
             if error.conflict:
                 await self._read_world(job, f"{path}/{name}")
+                there = self._cluster.worlds.get(job.key)
+                if there and there.spec.job != job.uid:
+                    raise NotYet("the World of an earlier job of this name is still there") from error
                 raise Conflict(f"the World was changed meanwhile: {error.message}") from error
             raise
         log.info("world generation %d, %s", action.spec.generation, action.spec.phase,

@@ -42,9 +42,11 @@ class Operator:
     def __init__(self, options: Options, client: Client, metrics: Metrics) -> None:
         self.options = options
         self.client = client
+        # Connections of its own: the lease is renewed in time however many requests wait for theirs.
+        self.lease_client = Client(client.configuration, observe=metrics.observe_request)
         self.metrics = metrics
         self.cluster = Cluster(client, options.namespaces, relist_seconds=options.resync_seconds)
-        self.lease = Lease(client, options.lease_namespace, options.lease_name,
+        self.lease = Lease(self.lease_client, options.lease_namespace, options.lease_name,
                            f"{options.identity}_{secrets.token_hex(4)}")
         build = BuildSettings(
             trainer_image=options.trainer_image, supervisor_image=options.supervisor_image,
@@ -62,7 +64,6 @@ class Operator:
         self.synced = False
         self.missing: list[str] = ["starting"]  # what the CRDs lack
         self._added: dict[str, float] = {}  # when a key was first added, for the metric
-        self._tick = time.monotonic()
         metrics.gauges(self._gauges)
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -84,12 +85,12 @@ class Operator:
         stopped.cancel()
         await runner.cleanup()
         await self.client.close()
+        await self.lease_client.close()
         return code
 
     async def _run(self) -> None:
         await wait_for_crds(self.client, self._missing)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._beat())
             group.create_task(self.cluster.run())
             self.jobs = JobWatch(self.client, self.options.namespaces, self._heard)
             self.jobs.start()
@@ -129,13 +130,14 @@ class Operator:
                 if self.options.leader_election:
                     group.create_task(self.lease.hold())
                 await self._list_jobs()
-                self._added.clear()
                 group.create_task(self.waitlist.run())
                 group.create_task(self._run_queue())
         except* LeadershipLost as lost:
             log.error("this operator leads no longer: %s", lost.exceptions[0])
         finally:
             self.leading = False
+            self.queue.clear()
+            self._added.clear()
             self.metrics.leader.set(0)
             if self.options.leader_election:
                 await self.lease.release()
@@ -164,8 +166,9 @@ class Operator:
         return await self.reconciler.reconcile(key)
 
     def _wake(self, key: str) -> None:
-        self._added.setdefault(key, time.monotonic())
-        self.queue.add(key)
+        if self.leading:  # a follower has nothing to do; it looks at every job when it becomes the leader
+            self._added.setdefault(key, time.monotonic())
+            self.queue.add(key)
 
     def _heard(self, kind: str | None, raw: Object) -> None:
         """A TrainingJob, from kopf."""
@@ -176,11 +179,6 @@ class Operator:
 
     def _missing(self, wrong: list[str]) -> None:
         self.missing = wrong
-
-    async def _beat(self) -> None:
-        while True:
-            self._tick = time.monotonic()
-            await asyncio.sleep(1.0)
 
     async def _resync(self) -> None:
         while True:

@@ -21,6 +21,11 @@ class Conflict(Exception):
     """What was planned no longer fits what is; look again soon. Nothing is wrong."""
 
 
+class NotYet(Exception):
+    """Something outside has to happen first, such as the garbage collector's work; try again with backoff. Nothing is
+    wrong."""
+
+
 class WorkQueue:
     """Calls `work(key)` for every key that was added; it returns the seconds after which it wants the key again.
 
@@ -28,11 +33,9 @@ class WorkQueue:
     meanwhile, 1 s at first and doubling up to 60 s, jittered; after a Conflict a moment only.
     """
 
-    def __init__(self, work: Callable[[str], Awaitable[float | None]], *, workers: int = 8,
-                 failed: Callable[[str, BaseException], None] = lambda key, error: None) -> None:
+    def __init__(self, work: Callable[[str], Awaitable[float | None]], *, workers: int = 8) -> None:
         self._work = work
         self._workers = workers
-        self._failed = failed
         self._ready: deque[str] = deque()
         self._dirty: set[str] = set()  # added and not yet begun
         self._flying: dict[str, float] = {}  # since when, monotonic
@@ -66,6 +69,13 @@ class WorkQueue:
             return 0.0, ""
         key = min(self._flying, key=lambda each: self._flying[each])
         return time.monotonic() - self._flying[key], key
+
+    def clear(self) -> None:
+        """Forget all keys, delays and failures; only while it does not run."""
+        for timer in self._timers.values():
+            timer.cancel()
+        for kept in (self._timers, self._rests, self._failures, self._dirty, self._ready):
+            kept.clear()
 
     def pause(self) -> None:
         """Take no further key; what is in flight goes on."""
@@ -153,10 +163,12 @@ class WorkQueue:
             self._rest(key, 1.0)
         except Exception as error:
             count = self._failures[key] = self._failures.get(key, 0) + 1
-            pause = min(_FIRST_BACKOFF * 2 ** (count - 1), _LAST_BACKOFF) * random.uniform(0.7, 1.0)
-            log.error("reconcile failed %d times in a row, again in %.1f s: %s: %s", count, pause,
-                      type(error).__name__, error, exc_info=not _expected(error))
-            self._failed(key, error)
+            pause = min(_FIRST_BACKOFF * 2 ** min(count - 1, 10), _LAST_BACKOFF) * random.uniform(0.7, 1.0)
+            if isinstance(error, ApiError) and error.retry_after:
+                pause = max(pause, min(error.retry_after, _LAST_BACKOFF))
+            log.log(logging.INFO if isinstance(error, NotYet) else logging.ERROR,
+                    "reconcile failed %d times in a row, again in %.1f s: %s: %s", count, pause,
+                    type(error).__name__, error, exc_info=not _expected(error))
             self._rest(key, pause)
         else:
             self._failures.pop(key, None)
@@ -174,4 +186,4 @@ class WorkQueue:
 
 def _expected(error: BaseException) -> bool:
     """Whether the message says it all; a traceback is for mistakes of ours."""
-    return isinstance(error, ApiError | TimeoutError)
+    return isinstance(error, ApiError | TimeoutError | NotYet)

@@ -66,7 +66,7 @@ def take(cluster: Cluster, job: JobView, memory: Memory, *, rendered: RenderedJo
         created=job.created, spec=spec, spec_error=wrong, status=TrainingJobStatus.model_validate(job.status),
         deleting=job.deleting, admitted_hash=memory.admitted[1], priority=cluster.priority(job),
         rendering=rendering, refusal=memory.refusal,
-        world=cluster.worlds.get(job.key),
+        world=world if (world := cluster.worlds.get(job.key)) and world.spec.job == job.uid else None,
         pods=tuple(each.view for each in ours), strangers=tuple(sorted(strangers)),
         reports=tuple(each.report for each in cluster.reports_of(job)),
         nodes=_nodes(cluster, ours, demand),

@@ -6,7 +6,6 @@ Configuration, TLS and credentials (kubeconfig, exec plugins, rotating service a
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import socket
@@ -220,18 +219,3 @@ def _error(status: int, raw: bytes, retry_after: str | None) -> ApiError:
     if seconds is None and retry_after and retry_after.isdigit():
         seconds = int(retry_after)
     return ApiError(status, reason or f"HTTP{status}", message, retry_after=float(seconds) if seconds else None)
-
-
-async def gather_bounded(limit: int, jobs: list[Callable[[], Any]]) -> list[BaseException | None]:
-    """Run all, at most `limit` at a time; one entry a job, its exception or None. Cancelling cancels all of them."""
-    gate = asyncio.Semaphore(limit)
-
-    async def one(job: Callable[[], Any]) -> BaseException | None:
-        async with gate:
-            try:
-                await job()
-            except Exception as error:
-                return error
-            return None
-
-    return list(await asyncio.gather(*(one(job) for job in jobs)))

@@ -208,6 +208,7 @@ class Watch(Generic[T]):
         there: set[str] = set()
 
         def take(raw: Object) -> None:
+            self.beat = time.monotonic()
             there.add(key_of(raw))
             self.store.put(raw)
 

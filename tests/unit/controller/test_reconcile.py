@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 from trainyard.api.job import TrainingJobStatus
+from trainyard.api.protocol import WorldSpec
 from trainyard.build import BuildSettings, InvalidTemplate
 from trainyard.controller import admission
 from trainyard.controller.admission import classify
 from trainyard.controller.cluster import OURS, Cluster
 from trainyard.controller.events import Events
 from trainyard.controller.metrics import Metrics
-from trainyard.controller.queue import Conflict, WorkQueue
+from trainyard.controller.queue import Conflict, NotYet, WorkQueue
 from trainyard.controller.reconcile import Reconciler
 from trainyard.controller.waiting import Waitlist
 from trainyard.kube.client import ApiError, Client, Object
-from trainyard.plan.types import Admit, CreatePod, DeletePod, Emit, Plan, Settings, Snapshot
+from trainyard.plan.types import Admit, CreatePod, DeletePod, Emit, Plan, PutWorld, Settings, Snapshot
 
 JOB = f"{OURS}/namespaces/a/trainingjobs/j"
 PODS = "/api/v1/namespaces/a/pods"
@@ -240,6 +241,24 @@ async def test_a_stale_status_is_not_written_and_its_events_are_not_sent() -> No
     with pytest.raises(Conflict):
         await bench.run()
     assert not bench.wrote("events")
+
+
+def earlier_world() -> Object:
+    """The World of a job of this name that was deleted; the garbage collector has not come yet."""
+    return {"metadata": {"name": "j", "namespace": "a", "uid": "w", "resourceVersion": "1"}, "spec": {
+        "job": "earlier", "generation": 9, "phase": "Done", "size": 1, "token": "x" * 16}}
+
+
+async def test_the_world_of_an_earlier_job_of_that_name_is_waited_for() -> None:
+    bench, _ = await admitted()
+    bench.api.objects[f"{OURS}/namespaces/a/worlds/j"] = earlier_world()
+    bench.cluster.worlds.put(earlier_world())
+    spec = WorldSpec(job="ju", generation=1, phase="Run", size=2, token="y" * 16)
+    bench.plans = [Plan(status(), (PutWorld(spec, None), CreatePod(0, 1, "n1")))]
+    with pytest.raises(NotYet):
+        await bench.run()
+    assert bench.snapshots[-1].world is None
+    assert not bench.wrote(PODS)
 
 
 async def test_no_write_when_nothing_changed() -> None:
