@@ -49,8 +49,8 @@ def owner(server: ApiServer, name: str) -> tuple[str, str]:
 
 
 def install(server: ApiServer, release: str, namespace: str, chart: Path = CHART, verb: str = "install") -> None:
-    helm(verb, release, str(chart), "--namespace", namespace, *(["--create-namespace"] if verb == "install" else []),
-         kubeconfig=server.kubeconfig)
+    more = ["--create-namespace"] if verb == "install" else ["--install"]
+    helm(verb, release, str(chart), "--namespace", namespace, *more, kubeconfig=server.kubeconfig)
 
 
 def older_chart(folder: Path) -> Path:
@@ -118,6 +118,19 @@ def test_crds_that_kubectl_applied_are_taken_over(clean: ApiServer) -> None:
     clean.kubectl("apply", "-f", str(REPOSITORY / "crds"))
     install(clean, "first", "yard-one")
     assert {owner(clean, crd) for crd in CRDS} == {("first", "yard-one")}
+
+
+def test_other_crds_that_kubectl_applied_take_one_command_more(clean: ApiServer, tmp_path: Path) -> None:
+    """As docs/install.md has it: Helm does not overrule what somebody else wants of a field."""
+    older = older_chart(tmp_path)
+    clean.kubectl("apply", "-f", str(older / "files/crds"))
+    with pytest.raises(HelmError, match="conflict"):
+        install(clean, "first", "yard-one")
+    clean.kubectl("apply", "--server-side", "--field-manager=helm", "--force-conflicts", "-f",
+                  str(REPOSITORY / "crds"))
+    install(clean, "first", "yard-one", verb="upgrade")
+    assert {owner(clean, crd) for crd in CRDS} == {("first", "yard-one")}
+    assert knows_schedule_seconds(clean)
 
 
 def test_a_second_release_beside_the_first_is_refused(clean: ApiServer) -> None:

@@ -23,6 +23,7 @@ class Answer:
 
     status: int
     body: dict[str, Any]
+    flow_schema: str = ""  # UID of the FlowSchema that the request was counted under
 
     @property
     def ok(self) -> bool:
@@ -81,7 +82,8 @@ class Rest:
         target = f"{path}?{urlencode(query)}" if query else path
         self._connection.request(method, target, None if body is None else json.dumps(body), headers)
         response = self._connection.getresponse()
-        return Answer(response.status, json.loads(response.read()))
+        flow_schema = response.headers.get("X-Kubernetes-Pf-Flowschema-Uid", "")
+        return Answer(response.status, json.loads(response.read()), flow_schema)
 
     def create(self, path: str, body: Object, **query: str) -> Answer:
         """POST; unknown fields are refused, as kubectl asks for."""

@@ -248,3 +248,13 @@ def test_the_garbage_collector_is_not_in_the_way_of_deletion(
     lifted = rest.patch(target, {"metadata": {"finalizers": None}})
     assert lifted.ok, str(lifted)
     assert admin.get(target).status == 404
+
+
+def test_the_operator_and_the_workers_queue_apart(worker: Worker, operator: Rest, installed: ApiServer) -> None:
+    names = {item["metadata"]["uid"]: item["metadata"]["name"] for item in installed.get("flowschemas")["items"]}
+    worlds = f"{GROUP}/namespaces/{TENANT}/worlds"
+    prefix = f"{OPERATOR_NAMESPACE}-trainyard"
+    assert names[operator.get(worlds).flow_schema] == f"{prefix}-operator"
+    assert names[operator.get("/api/v1/nodes").flow_schema] == f"{prefix}-operator"
+    assert names[worker.rest.get(worlds).flow_schema] == f"{prefix}-workers"
+    assert names[worker.rest.get("/version").flow_schema] != f"{prefix}-workers"
