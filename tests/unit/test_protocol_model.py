@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -19,7 +20,7 @@ class Protocol(RuleBasedStateMachine):
 
     leader: type[Any] = Leader
 
-    @initialize(size=st.integers(min_value=1, max_value=3), far=st.booleans())
+    @initialize(size=st.sampled_from([2, 3, 1]), far=st.sampled_from([True, True, False]))
     def begin(self, size: int, far: bool) -> None:
         self.model = Model(size)
         self.leaders = [self.leader(self.model), self.leader(self.model)]
@@ -85,8 +86,26 @@ class Protocol(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self._pass(seconds)
 
-    @rule(rounds=st.integers(1, 8))
+    @rule(rounds=st.sampled_from([8, 3, 1]))
     def all_goes_well_for_a_while(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self._round(end=False)
+
+    @rule(pick=PICK, how=st.sampled_from(["root", "consequence", "pod", "sigterm"]), api=st.booleans(),
+          rounds=st.integers(1, 20))
+    def something_breaks_while_training(self, pick: int, how: str, api: bool, rounds: int) -> None:
+        """Straight to where it hurts: train, break one thing, with the API or without, go on for a while."""
+        self.model.api_up = True
+        self._until(lambda: any(self.model.complete(run) for run in self.model.members), 100)
+        if not api:
+            self.api_goes_down()
+        if pod := self._pod(pick):
+            if how == "pod":
+                pod.die()
+            elif how == "sigterm":
+                pod.take(e.Terminate())
+            else:
+                self.model.rank_exits(pod, 1, how == "root")
         for _ in range(rounds):
             self._round(end=False)
 
@@ -254,6 +273,22 @@ class ProtocolOfTheOperator(Protocol):
     """The same with the operator's own plan() in place of the small leader."""
 
     leader = PlanLeader
+
+
+@pytest.mark.parametrize("machine", [Protocol, ProtocolOfTheOperator])
+@pytest.mark.parametrize("how", ["root", "consequence", "pod", "sigterm"])
+@pytest.mark.parametrize("api", [True, False], ids=["api", "no api"])
+def test_what_hurts_most(machine: type[Protocol], how: str, api: bool) -> None:
+    """The commonest faults, each once: what comes next is another run, or another attempt of the same one."""
+    protocol = machine()
+    protocol.begin(size=2, far=True)
+    protocol.something_breaks_while_training(pick=0, how=how, api=api, rounds=20)
+    newest = max(protocol.model.members)
+    if api:
+        assert newest > (1, 0)
+    else:  # without the API only the same members can go on
+        assert newest == ((1, 1) if how in ("root", "consequence") else (1, 0))
+    protocol.teardown()
 
 
 OFTEN = settings(max_examples=80, stateful_step_count=40, deadline=None,
