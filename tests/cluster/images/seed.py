@@ -36,6 +36,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 # Everything in one script in a pid namespace: it ends by itself, and nothing of it outlives it.
 _RUN = """
 containerd --config "$1" >"$2" 2>&1 &
+server=$!
 tries=0
 until ctr --address "$3" version >/dev/null 2>&1; do
   tries=$((tries + 1))
@@ -43,8 +44,8 @@ until ctr --address "$3" version >/dev/null 2>&1; do
   sleep 0.1
 done
 ctr --address "$3" --namespace k8s.io images import - || exit 1
-kill %1
-wait
+kill $server
+wait $server
 exit 0
 """
 
