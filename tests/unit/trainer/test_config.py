@@ -24,7 +24,8 @@ def train(**fields: Any) -> TrainConfig:
 @pytest.mark.parametrize(("name", "text"), [
     ("a.json", json.dumps(TRAIN)),
     ("a.yaml", "model: {size: tiny}\ndata: {sources: [{path: /data}]}\nsteps: 10\n"),
-    ("job.yaml", "kind: TrainingJob\nspec:\n  train: {model: {size: tiny}, data: {sources: [{path: /data}]}, steps: 10}"),
+    ("job.yaml", "kind: TrainingJob\nspec:\n  train: {model: {size: tiny}, data: {sources: [{path: /data}]}, "
+                 "steps: 10}"),
 ])
 def test_forms_of_a_file(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
@@ -97,13 +98,13 @@ def test_published_shapes(size: str, millions: float) -> None:
 def test_model_fields(tmp_path: Path) -> None:
     fields = shape.fields(ModelConfig.model_validate({"size": "tiny", "config": {"hidden_size": 64}}))
     assert (fields["hidden_size"], fields["num_hidden_layers"]) == (64, 6)
-    with pytest.raises(ConfigError, match="cannot read .*config.json"):
+    with pytest.raises(ConfigError, match=r"cannot read .*config\.json"):
         shape.fields(ModelConfig.model_validate({"path": str(tmp_path)}))
-    with pytest.raises(ConfigError, match="model_type 'llama' .* found 'gpt2'"):
+    with pytest.raises(ConfigError, match=r"model_type 'llama' .* found 'gpt2'"):
         shape.fields(ModelConfig.model_validate({"config": {"model_type": "gpt2"}}))
     with pytest.raises(ConfigError, match="hidden_size should be a whole number of at least 1, found None"):
         shape.fields(ModelConfig.model_validate({"config": {"num_hidden_layers": 1}}))
-    with pytest.raises(ConfigError, match="sequenceLength should be at most .* 4096, found 5000"):
+    with pytest.raises(ConfigError, match=r"sequenceLength should be at most .* 4096, found 5000"):
         shape.check_sequence(fields, 5000)
 
 

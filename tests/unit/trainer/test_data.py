@@ -242,9 +242,9 @@ def test_tokenizer_is_needed_and_must_be_one(tmp_path: Path) -> None:
         check(files, None)
     with pytest.raises(ConfigError, match="does not exist"):
         tokenizers.open_tokenizer(tmp_path / "missing.model")
-    with pytest.raises(ConfigError, match="cannot read .* as a SentencePiece model"):
+    with pytest.raises(ConfigError, match=r"cannot read .* as a SentencePiece model"):
         tokenizers.open_tokenizer(_file(tmp_path / "bad.model", "not one"))
-    with pytest.raises(ConfigError, match="should hold tokenizer.json or tokenizer.model"):
+    with pytest.raises(ConfigError, match=r"should hold tokenizer\.json or tokenizer\.model"):
         tokenizers.open_tokenizer(tmp_path)
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from torch.distributed.checkpoint import load as load_distributed
 
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.folder import Found, Marker
-from trainer.checkpoint.saver import State
+from trainer.checkpoint.saver import State, reason
 from trainer.distributed import Gang, gather, tell_all
 from trainer.errors import ConfigError
 
@@ -66,8 +66,11 @@ def check_model(found: Found, model: dict[str, Any]) -> None:
 
 
 def load(path: Path, gang: Gang, state: State) -> None:
-    """Read each rank's part of the state in place, whatever layout it was saved from."""
-    load_distributed(state, storage_reader=FileSystemReader(path), process_group=gang.saving)
+    """Read each rank's part of the state in place, whatever layout it was saved from. Raises RuntimeError."""
+    try:
+        load_distributed(state, storage_reader=FileSystemReader(path), process_group=gang.saving)
+    except CheckpointException as error:  # no Exception, and it hides each rank's own
+        raise RuntimeError(f"cannot load {path}: {reason(error)}") from error
 
 
 def default_generation(root: Path | None) -> str:

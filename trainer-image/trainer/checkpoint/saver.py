@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 from torch.distributed.checkpoint import save as save_distributed
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
@@ -31,7 +32,14 @@ State = dict[str, dict[str, torch.Tensor]]
 
 
 class _Writer(FileSystemWriter):  # type: ignore[misc]  # torch is not typed here
-    """torch's writer without its rename of `.metadata`, which some mounts of object stores cannot do."""
+    """torch's writer without its rename of `.metadata`, which some mounts of object stores cannot do, and with the
+    operating system's reason when it fails: its archive format reports a full disk as `unexpected pos`."""
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            raise _root_cause(error, Path(self.path)) from error
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         metadata.storage_data = {one.index: one.storage_data for part in results for one in part}
@@ -102,12 +110,12 @@ class Saver:
         path = self._root / folders.folder_name(step, self._generation)
         try:
             self._write(path, step, training)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # torch made the latter no Exception
             self.failures += 1
             self.failed_at = time.monotonic()
             if self._gang.first:
                 folders.remove(path)
-                self._on_failure(step, _reason(error))
+                self._on_failure(step, reason(error))
             return
         self.failures = 0
         self.saved_step = step
@@ -165,7 +173,18 @@ def _fresh(path: Path) -> None:
     path.mkdir()
 
 
-def _reason(error: Exception) -> str:
+def _root_cause(error: BaseException, path: Path) -> Exception:
+    """The OSError behind an error of torch's archive writer, if there is one; else a look at the disk."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno:
+            return OSError(seen.errno, os.strerror(seen.errno), str(path))
+        seen = seen.__cause__ or seen.__context__
+    free = shutil.disk_usage(path).free
+    return OSError(f"{path}: {one_line(error, 200)} ({free >> 20} MB free)")
+
+
+def reason(error: BaseException) -> str:
     """One line; torch's CheckpointException hides each rank's own error in `failures`."""
     failures = getattr(error, "failures", None)
     if failures:
