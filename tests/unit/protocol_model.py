@@ -180,7 +180,12 @@ class Model:
             return
         pod.take(e.ApiBack())
         world = self.history[max(0, len(self.history) - 1 - lag)]
-        pod.take(e.WorldMissing() if world is None else e.WorldSeen(e.World.parse({"spec": world.dump()})))
+        pod.take(e.WorldMissing() if world is None else e.WorldSeen(self._parsed(world)))
+
+    def _parsed(self, world: WorldSpec) -> e.World:
+        """As a supervisor reads it; metadata.generation grows with every write."""
+        version = max(number for number, spec in enumerate(self.history) if spec is world)
+        return e.World.parse({"metadata": {"generation": version}, "spec": world.dump()})
 
     def write(self, pod: Pod) -> None:
         """The report that waits, if there is one."""

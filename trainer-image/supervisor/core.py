@@ -35,7 +35,7 @@ class Core(Master):
             return self._log(f"the World (generation {world.generation}) does not know incarnation "
                              f"{self.me.incarnation} of index {self.me.index} yet: waiting", once=True)
         old = self.world
-        if old is not None and ((world.generation, e.PHASES[world.phase]) < (old.generation, e.PHASES[old.phase])):
+        if old is not None and world.order < old.order:
             return None  # an older answer that came late
         self.world = world
         if world.phase == "Done":
@@ -133,8 +133,9 @@ class Core(Master):
     def _announce(self) -> None:
         assert self.world is not None
         self._connect(self._store)
-        if self.world.address != self._store and self._report.kind in ("", "Master"):
-            self._write("Master")
+        if self.world.address != self._store and self._announced != (self.run, self._store):
+            self._announced = (self.run, self._store)
+            self._write(self._report.kind or "Master")
 
     def _connect(self, address: str) -> None:
         assert self.world is not None

@@ -33,6 +33,12 @@ class World:
     join_seconds: float = 60
     drain_seconds: float = 30
     local_attempts: int = 3
+    version: int = 0  # metadata.generation: grows with every change of this object
+
+    @property
+    def order(self) -> Tuple[int, int, int]:
+        """Of two answers about the same job, the one with the greater order is the newer."""
+        return (self.generation, PHASES[self.phase], self.version)
 
     def incarnation(self, index: int) -> int:
         """The incarnation that holds this index now."""
@@ -61,6 +67,7 @@ class World:
                 join_seconds=float(spec.get("joinSeconds") or 60),
                 drain_seconds=float(spec.get("drainSeconds") or 30),
                 local_attempts=int(spec.get("localAttempts", 3)),
+                version=int((manifest.get("metadata") or {}).get("generation") or 0),
             )
         except KeyError as error:
             raise ValueError(f"spec.{error.args[0]} is missing") from None

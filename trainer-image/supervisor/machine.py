@@ -38,6 +38,7 @@ class Machine:
         self._timers: Dict[str, float] = {}
         self._report = Report(me, first_sequence)
         self._store = ""  # address of our own store; "opening" until it is known
+        self._announced: Tuple[e.Run, str] = ((0, 0), "")  # the address that was reported, and in which run
         self._link: Optional[Tuple[str, str]] = None
         self._exits: Dict[int, e.Exit] = {}
         self._failure: Optional[e.Exit] = None

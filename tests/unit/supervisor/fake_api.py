@@ -75,7 +75,8 @@ class FakeApi:
         with self._lock:
             self._version += 1
             kind = "MODIFIED" if name in self.worlds else "ADDED"
-            self.worlds[name] = {"metadata": {"name": name, "resourceVersion": str(self._version)},
+            self.worlds[name] = {"metadata": {"name": name, "resourceVersion": str(self._version),
+                                              "generation": self._version},
                                  "spec": json.loads(json.dumps(spec))}
             self._tell(name, kind)
 

@@ -99,10 +99,11 @@ def test_a_newer_generation_is_joined_only_when_the_old_ranks_are_gone() -> None
 
 @pytest.mark.parametrize("old", [
     replace(WORLD, generation=1), replace(WORLD, generation=2, phase="Run"),
-], ids=["generation", "phase"])
+    replace(WORLD, generation=2, phase="Drain", master_uid="", version=1),
+], ids=["generation", "phase", "version"])
 def test_an_old_answer_that_comes_late_changes_nothing(old: e.World) -> None:
     pod = Pod()
-    pod.on(e.WorldSeen(replace(WORLD, generation=2, phase="Drain")))
+    pod.on(e.WorldSeen(replace(WORLD, generation=2, phase="Drain", version=2)))
     assert pod.on(e.WorldSeen(old)) == []
 
 
@@ -413,6 +414,14 @@ def test_an_open_store_keeps_its_address_over_generations() -> None:
     assert not found(did, e.OpenStore)
     assert not reports(did)
     assert found(did, e.PrepareStore) == [e.PrepareStore((2, 0))]
+
+
+def test_a_store_that_had_to_be_opened_anew_is_announced_whatever_was_said_before() -> None:
+    pod = master(size=2)
+    joins(pod, 1)
+    pod.on(e.WorldSeen(replace(WORLD, master_uid="")), e.WorldSeen(WORLD))
+    assert reports(pod.on(e.StoreOpened("10.0.0.1:5001"))) == ["Formed"]
+    assert last_report(pod)["address"] == "10.0.0.1:5001"
 
 
 def test_the_gang_forms_when_the_last_member_has_joined() -> None:
