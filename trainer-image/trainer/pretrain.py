@@ -215,8 +215,9 @@ class Loop:
                 self.progress.update(tokensPerSecond=round(speed))
                 logged, since = self.step, now
             if config.evaluate and (self.step % config.evaluate.every == 0 or self.step == config.steps):
+                before = time.monotonic()
                 self.evaluate(config.evaluate.steps)
-                since += time.monotonic() - now if self.step == logged else 0
+                since += time.monotonic() - before  # tokens/s is that of training
             drained = totals.drain and self.step < config.steps
             if totals.save and not totals.busy and not drained and self.step < config.steps:
                 self.save()
