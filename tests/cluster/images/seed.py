@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cluster.errors import ClusterError
@@ -44,9 +45,8 @@ until ctr --address "$3" version >/dev/null 2>&1; do
   sleep 0.1
 done
 ctr --address "$3" --namespace k8s.io images import - || exit 1
-kill $server
-wait $server
-exit 0
+# Only a containerd that ends by itself has closed its databases.
+kill $server && wait $server
 """
 
 
@@ -54,9 +54,14 @@ def _root() -> Path:
     return cache_root() / "images" / "seed"
 
 
+def _in_use() -> AbstractContextManager[None]:
+    """Held for the moment in which the seed is copied from, or replaced."""
+    return exclusive(_root().with_suffix(".lock"))
+
+
 def refresh(layout: Layout, names: list[str], progress: Progress) -> None:
     """Make the seed anew if the images ``names`` have large layers that it lacks."""
-    with exclusive(_root().with_suffix(".lock")):
+    with exclusive(_root().with_suffix(".making")):
         if _missing_bytes(layout, names) < _WORTHWHILE:
             return
         fresh = _root().with_suffix(".partial")
@@ -67,8 +72,9 @@ def refresh(layout: Layout, names: list[str], progress: Progress) -> None:
                 _import(layout, name, fresh / "root")
         layers = sorted({digest for name in names for digest in _layers(layout, name)})
         (fresh / "layers.json").write_text(json.dumps(layers))
-        discard(_root())
-        fresh.rename(_root())
+        with _in_use():
+            discard(_root(), patience=0)
+            fresh.rename(_root())
 
 
 def _layers(layout: Layout, name: str) -> list[str]:
@@ -98,7 +104,7 @@ def plant(target: Path) -> bool:
     """Give a new node, whose containerd has not run yet, the seed's images. False if there is no seed to be had."""
     if target.exists() and any(target.iterdir()):
         return False
-    with exclusive(_root().with_suffix(".lock")):
+    with _in_use():
         source = _root() / "root"
         if not (_root() / "layers.json").exists():
             return False
