@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -144,12 +145,19 @@ class Layout:
         return size
 
 
-def import_archive(layout: Layout, name: str, images: list[str], have: set[str], command: list[str], what: str) -> int:
-    """Stream an archive into ``command``'s standard input; returns the bytes of blobs in it."""
+def import_archive(
+    layout: Layout, name: str, images: list[str], have: set[str], command: list[str], what: str, seconds: float = 600
+) -> int:
+    """Stream an archive into ``command``'s standard input; returns the bytes of blobs in it.
+
+    A command that is not done after ``seconds`` is killed. Raises ClusterError with its messages if it fails.
+    """
     size = 0
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors)
         assert process.stdin is not None
+        watchdog = threading.Timer(seconds, process.kill)
+        watchdog.start()
         try:
             with process.stdin as stream:
                 size = layout.archive(name, images, have, stream)
@@ -160,6 +168,7 @@ def import_archive(layout: Layout, name: str, images: list[str], have: set[str],
             raise
         finally:
             status = process.wait()
+            watchdog.cancel()
         if status != 0:
             errors.seek(0)
             raise ClusterError(f"{what} failed ({status}): {errors.read().strip()[-1000:]}")
