@@ -33,7 +33,8 @@ def report(error: BaseException) -> None:
 
     A configuration error is told in one line; anything else comes with its traceback."""
     reason = describe(error)
-    stack = "".join(traceback.format_exception(error))
+    expected = isinstance(error, ConfigError)
+    stack = reason if expected else "".join(traceback.format_exception(error))
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         extra = {"py_callstack": stack, "timestamp": str(int(time.time()))}
@@ -43,6 +44,6 @@ def report(error: BaseException) -> None:
         except OSError as unwritable:
             print(f"cannot write {path}: {unwritable.strerror}", file=sys.stderr)
     sys.stdout.flush()
-    if not isinstance(error, ConfigError):
+    if not expected:
         sys.stderr.write(stack)
     print(reason, file=sys.stderr, flush=True)

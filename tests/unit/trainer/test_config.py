@@ -124,6 +124,7 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     written = json.loads((tmp_path / "deep" / "error.json").read_text())["message"]
     assert written["message"] == "expected this, found that"
     assert set(written["extraInfo"]) == {"py_callstack", "timestamp"}
+    assert written["extraInfo"]["py_callstack"] == "expected this, found that"
     errors.report(ValueError("broken"))
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1] == "ValueError: broken"

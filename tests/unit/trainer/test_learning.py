@@ -76,6 +76,41 @@ def test_loss_scale() -> None:
     assert not math.isinf(scale.value)
 
 
+class Updates:
+    """Notes what an optimizer would be told."""
+
+    def __init__(self) -> None:
+        self.divisors: list[float] = []
+
+    def step(self, rate: float, divide_gradients_by: float) -> None:
+        self.divisors.append(divide_gradients_by)
+
+    def zero_gradients(self) -> None:
+        pass
+
+
+def test_overflow_is_a_fault_without_a_loss_scale_only() -> None:
+    from trainer.pretrain import Loop, Totals
+    from trainyard.api.train import TrainConfig
+
+    loop = Loop.__new__(Loop)
+    loop.config = TrainConfig.model_validate({"model": {"size": "tiny"}, "data": {"sources": [{"path": "/data"}]},
+                                              "steps": 10, "optimizer": {"clipNorm": 2.0}})
+    updates = Updates()
+    loop.optimizer = updates  # type: ignore[assignment]
+    loop.step, loop.scale = 4, LossScale(value=8.0)
+    fine = Totals(2.0, 6.0, overflow=False, drain=False, busy=False, save=False)
+    loop.update(fine, 0.1)
+    assert updates.divisors == [3.0 * 8.0]  # clipped to a third, and the scale taken out
+    for bad in (Totals(2.0, math.inf, False, False, False, False), Totals(2.0, 1.0, True, False, False, False)):
+        loop.update(bad, 0.1)
+    assert len(updates.divisors) == 1
+    assert loop.scale.value == 2.0
+    loop.scale = None
+    with pytest.raises(FloatingPointError, match="step 5: the loss is nan"):
+        loop.update(Totals(math.nan, 1.0, False, False, False, False), 0.1)
+
+
 def test_precision_of_a_cpu_is_fp32() -> None:
     assert choose("auto", torch.device("cpu")) == "fp32"
     assert choose("bf16", torch.device("cpu")) == "bf16"
