@@ -104,6 +104,8 @@ def test_model_fields(tmp_path: Path) -> None:
         shape.fields(ModelConfig.model_validate({"config": {"model_type": "gpt2"}}))
     with pytest.raises(ConfigError, match="hidden_size should be a whole number of at least 1, found None"):
         shape.fields(ModelConfig.model_validate({"config": {"num_hidden_layers": 1}}))
+    with pytest.raises(ConfigError, match="num_key_value_heads should divide num_attention_heads, 4, found 3"):
+        shape.fields(ModelConfig.model_validate({"size": "tiny", "config": {"num_key_value_heads": 3}}))
     with pytest.raises(ConfigError, match=r"sequenceLength should be at most .* 4096, found 5000"):
         shape.check_sequence(fields, 5000)
 

@@ -57,6 +57,10 @@ def fields(model: ModelConfig) -> dict[str, Any]:
         value = found.setdefault(name, LLAMA2.get(name))
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"train.model.config.{name} should be a whole number of at least 1, found {value!r}")
+    heads, kv_heads = found["num_attention_heads"], found.get("num_key_value_heads")
+    if kv_heads is not None and (not isinstance(kv_heads, int) or kv_heads < 1 or heads % kv_heads):
+        raise ConfigError(f"train.model.config.num_key_value_heads should divide num_attention_heads, {heads}, found "
+                          f"{kv_heads!r}")
     return found
 
 
