@@ -166,7 +166,7 @@ def _run_build(storage: Storage, recipe: Recipe, on: str, wheels: Path | None, n
 def host_mounts(wheels: Path | None, temporary: Path) -> list[tuple[Path, str]]:
     """What of this machine a build may see while it runs: certificates, pip's settings and cache, wheels.
 
-    They are mounted, never copied, and the stages that see them are not the ones that become the image.
+    They are mounted, never copied: all that an image keeps of them is empty mount points.
     """
     cache = cache_root() / "images" / "pip"
     cache.mkdir(parents=True, exist_ok=True)
