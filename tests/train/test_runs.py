@@ -47,7 +47,7 @@ def check_export(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = "And the king saw the city.\nAnd a prophet loved their fathers."
     tokens = tokenizer(text, return_tensors="pt")["input_ids"]
-    assert float(model(input_ids=tokens, labels=tokens).loss) < LEARNT
+    assert float(model(input_ids=tokens, labels=tokens).loss.detach()) < LEARNT
 
 
 def test_killed_run_goes_on_to_the_same_digits(tmp_path: Path, config: dict[str, Any]) -> None:
