@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, ClusterError, remove, state
+from cluster import Cluster, ClusterError, Progress, remove, state
 from cluster.builtin import addresses, cgroups
-from cluster.images.layout import Layout, pause_image
+from cluster.images import seed
+from cluster.images.layout import Layout, pause_image, pause_layer
 from cluster.ledger import Ledger, alive, start_time
 from cluster.paths import REPOSITORY, cache_root, cluster_dir
 
@@ -256,6 +257,26 @@ def test_up_after_kill_9_in_the_middle_of_down() -> None:
     made.down()
     assert_nothing_left(name)
     assert not made.kubeconfig.exists()
+
+
+def test_what_old_and_new_images_share_stays_in_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image store for new nodes, made anew: the old image goes, the layer that the new one shares does not."""
+    monkeypatch.setattr(seed, "_root", lambda: tmp_path / "seed")
+    monkeypatch.setattr(seed, "_WORTHWHILE", 1)
+    layout = Layout(tmp_path / "oci")
+    layer = pause_layer(b"program")
+    for name, path in (("localhost/a:old", "/a"), ("localhost/a:new", "/b")):
+        layout.add(name, layer, {"Entrypoint": [path]})
+        seed.refresh(layout, [name], Progress(quiet=True))
+    node = tmp_path / "node"
+    assert seed.plant(node)
+    blobs = {path.name for path in (node / "io.containerd.content.v1.content/blobs/sha256").iterdir()}
+    entry = layout.descriptor("localhost/a:new")
+    assert entry is not None
+    assert blobs == {digest.removeprefix("sha256:") for digest in layout.blobs(entry["digest"])}
+    unpacked = list((node / "io.containerd.snapshotter.v1.overlayfs/snapshots").glob("*/fs/pause"))
+    assert [path.read_bytes() for path in unpacked] == [b"program"]
+    assert unpacked[0].stat().st_nlink == 2, "the layer is shared with the seed, not copied"
 
 
 def test_times_are_within_what_is_promised() -> None:

@@ -81,6 +81,7 @@ def build(recipe: Recipe, progress: Progress) -> str:
         with progress.step(f"{recipe.program} image: store layers"):
             storage.store(name, done)
             done.keep_only(kept_names(done.names()))
+            storage.keep_only(recipe.repository, done.names())
         seed.refresh(done, newest_names(done.names()), progress)
     return name
 

@@ -36,15 +36,25 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 """
 # Everything in one script in a pid namespace: it ends by itself, and nothing of it outlives it.
 _RUN = """
-containerd --config "$1" >"$2" 2>&1 &
+config=$1 log=$2 socket=$3 kept=$4
+images() { ctr --address "$socket" --namespace k8s.io images "$@"; }
+containerd --config "$config" >"$log" 2>&1 &
 server=$!
 tries=0
-until ctr --address "$3" version >/dev/null 2>&1; do
+until ctr --address "$socket" version >/dev/null 2>&1; do
   tries=$((tries + 1))
-  [ $tries -lt 200 ] || { tail -5 "$2" >&2; exit 1; }
+  [ $tries -lt 200 ] || { tail -5 "$log" >&2; exit 1; }
   sleep 0.1
 done
-ctr --address "$3" --namespace k8s.io images import - || exit 1
+images import - || exit 1
+if [ -n "$kept" ]; then
+  for image in $(images ls --quiet); do
+    case " $kept " in
+    *" $image "*) ;;
+    *) images rm --sync "$image" || exit 1 ;;
+    esac
+  done
+fi
 # Only a containerd that ends by itself has closed its databases.
 kill $server && wait $server
 """
@@ -68,8 +78,11 @@ def refresh(layout: Layout, names: list[str], progress: Progress) -> None:
         discard(fresh)
         (fresh / "root").mkdir(parents=True)
         with progress.step("image store for new nodes"):
+            # The old seed is the start of the new one: only what has changed is imported.
+            have = _have() if _copy(_root() / "root", fresh / "root") else set()
             for name in names:
-                _import(layout, name, fresh / "root")
+                # Old images go last: what they share with the new ones must not go with them.
+                _import(layout, name, fresh / "root", have, names if name == names[-1] else [])
         layers = sorted({digest for name in names for digest in _layers(layout, name)})
         (fresh / "layers.json").write_text(json.dumps(layers))
         with _in_use():
@@ -84,20 +97,23 @@ def _layers(layout: Layout, name: str) -> list[str]:
     return layout.blobs(entry["digest"])
 
 
-def _missing_bytes(layout: Layout, names: list[str]) -> int:
+def _have() -> set[str]:
     path = _root() / "layers.json"
-    have = set(json.loads(path.read_text())) if path.exists() else set()
-    missing = {digest for name in names for digest in _layers(layout, name)} - have
+    return set(json.loads(path.read_text())) if path.exists() else set()
+
+
+def _missing_bytes(layout: Layout, names: list[str]) -> int:
+    missing = {digest for name in names for digest in _layers(layout, name)} - _have()
     return sum(layout.blob(digest).stat().st_size for digest in missing)
 
 
-def _import(layout: Layout, name: str, root: Path) -> None:
+def _import(layout: Layout, name: str, root: Path, have: set[str], kept: list[str]) -> None:
     with tempfile.TemporaryDirectory() as state:
         config = Path(state) / "config.toml"
         config.write_text(_CONFIG.format(root=root, state=state))
         command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _RUN, "seed",
-                   str(config), f"{state}/log", f"{state}/containerd.sock"]  # fmt: skip
-        import_archive(layout, name, [name], set(), command, "importing into the seed")
+                   str(config), f"{state}/log", f"{state}/containerd.sock", " ".join(kept)]  # fmt: skip
+        import_archive(layout, name, [name], have, command, "importing into the image store for new nodes")
 
 
 def plant(target: Path) -> bool:
@@ -105,19 +121,25 @@ def plant(target: Path) -> bool:
     if target.exists() and any(target.iterdir()):
         return False
     with _in_use():
-        source = _root() / "root"
-        if not (_root() / "layers.json").exists():
-            return False
-        try:
-            for part in (_CONTENT, f"{_SNAPSHOTS}/snapshots"):
-                (target / part).parent.mkdir(parents=True, exist_ok=True)
-                subprocess.run(["cp", "-al", str(source / part), str(target / part)], check=True, capture_output=True)
-            for part in (f"{_SNAPSHOTS}/metadata.db", f"{_METADATA}/meta.db"):
-                (target / part).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source / part, target / part)
-        except (OSError, subprocess.CalledProcessError):
-            # Another file system, or one without hard links: the node does without, and loads what it needs.
-            shutil.rmtree(target)
-            target.mkdir()
-            return False
+        return _copy(_root() / "root", target)
+
+
+def _copy(source: Path, target: Path) -> bool:
+    """Copy an image store that is not in use: hard links to the layers, copies of the databases.
+
+    False, and an empty ``target``, if there is none or it is on another file system.
+    """
+    if not (source.parent / "layers.json").exists():
+        return False
+    try:
+        for part in (_CONTENT, f"{_SNAPSHOTS}/snapshots"):
+            (target / part).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["cp", "-al", str(source / part), str(target / part)], check=True, capture_output=True)
+        for part in (f"{_SNAPSHOTS}/metadata.db", f"{_METADATA}/meta.db"):
+            (target / part).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / part, target / part)
+    except (OSError, subprocess.CalledProcessError):
+        shutil.rmtree(target)
+        target.mkdir()
+        return False
     return True

@@ -48,6 +48,13 @@ class Storage:
         command = ["unshare", "--mount", "sh", "-c", script, driver, str(self.folder), name, str(layout.folder)]
         run(command, what=f"skopeo copy {name}", seconds=seconds)
 
+    def keep_only(self, repository: str, names: list[str]) -> None:
+        """Remove the images of ``repository`` that are not among ``names``, and layers that only they used."""
+        listing = self.buildah("images", "--format", "{{.Name}}:{{.Tag}}", "--filter", f"reference={repository}")
+        old = [name for name in listing.split() if name.startswith(repository + ":") and name not in names]
+        if old:
+            self.buildah("rmi", *old)
+
     def exists(self, name: str) -> bool:
         if not self.folder.exists():
             return False
