@@ -18,7 +18,8 @@ def suspend(turn: Turn) -> Turn:
     if not turn.spec.suspend and not under_way:
         return turn
     if not turn.snap.pods:
-        return _suspended(turn).stop()
+        # The World says so too, even if nobody is left to save: it is what makes the resumption a new start.
+        return _suspended(drain(turn)).stop()
     turn = _quiet(turn, "Draining", "The ranks save their state; then the pods are removed.")
     turn = turn.judge("Suspended", "False", "Draining", "The ranks save their state; then the pods are removed.")
     if turn.world is None:

@@ -100,6 +100,17 @@ def test_resume_is_the_next_generation_with_pods_of_new_names() -> None:
     assert case.snap.status.restarts.total == 0
 
 
+def test_a_job_suspended_while_it_had_no_pods_resumes_as_what_it_is_now() -> None:
+    stuck = {"reason": "ImagePullBackOff", "message": "no such image"}
+    withdrawn = placed().pod(0, node="n0", **stuck).pod(1, node="n1", **stuck).after(121).applied()
+    assert withdrawn.snap.pods == ()
+    case = withdrawn.spec_with(suspend=True).applied()
+    assert (case.snap.status.state, case.world_spec.phase) == ("Suspended", "Drain")
+    assert case.plan().actions == ()
+    case = case.but(rendering=None, admitted_hash="another", spec=spec(3), generation=3).applied().settled()
+    assert (case.world_spec.size, case.world_spec.cause.kind, len(case.snap.pods)) == (3, "Resume", 3)
+
+
 def test_a_resumed_job_waits_from_its_resumption() -> None:
     case = suspended().but(now=NOW + timedelta(hours=1)).spec_with(suspend=False)
     made = case.but(books=type(case.snap.books)({})).plan()
