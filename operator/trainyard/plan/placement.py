@@ -19,6 +19,7 @@ from trainyard.plan.types import CreatePod, Rendering, Waiting
 
 LOOK_AGAIN_SECONDS = 30.0  # besides every change of the cluster
 SOFT = "RestartNode: "  # nodes avoided for this are used when there is no other
+NAMES_TAKEN, QUOTA = "PodNameTaken", "QuotaExceeded"
 
 
 def placement(turn: Turn) -> Turn:
@@ -93,7 +94,7 @@ def _taken_names(turn: Turn) -> Obstacle | None:
         return None
     names = ", ".join(taken[:5])
     words = f"Pods that this job did not make have the names it needs: {names}. Delete them or rename the job."
-    return Obstacle("PodNameTaken", words)
+    return Obstacle(NAMES_TAKEN, words)
 
 
 def _nodes(turn: Turn, rendering: Rendering) -> dict[int, str] | dict[int, None] | Obstacle:
@@ -116,13 +117,17 @@ def _nodes(turn: Turn, rendering: Rendering) -> dict[int, str] | dict[int, None]
 
 def _starving(turn: Turn) -> Sequence[Waiting]:
     limit = turn.snap.settings.starvation_seconds
-    return tuple(ahead for ahead in turn.snap.ahead if seconds_between(ahead.since, turn.now) > limit)
+    return tuple(
+        ahead for ahead in turn.snap.ahead if ahead.claims and seconds_between(ahead.since, turn.now) > limit
+    )
 
 
 def _waits(turn: Turn, rendering: Rendering, obstacle: Obstacle, count: int) -> Turn:
     since = _waiting_since(turn)
     turn = turn.judge("Scheduled", "False", obstacle.reason, obstacle.message)
-    waiting = Waiting(f"{turn.snap.namespace}/{turn.snap.name}", turn.snap.priority, since, count, rendering.demand)
+    key = f"{turn.snap.namespace}/{turn.snap.name}"
+    claims = obstacle.reason not in (NAMES_TAKEN, QUOTA)
+    waiting = Waiting(key, turn.snap.priority, since, count, rendering.demand, claims)
     turn = replace(turn, waiting=waiting).look_again(LOOK_AGAIN_SECONDS)
     for entry in turn.status.avoid:
         until = moment(entry.until)

@@ -115,6 +115,7 @@ class Waiting:
     since: datetime
     count: int
     demand: Demand
+    claims: bool = True  # nodes are what it waits for; one that waits for a quota or a name keeps none from others
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,18 @@ def test_small_jobs_pass_large_ones_until_those_starve(waited: float, places: bo
     assert bool(of_type(made, CreatePod)) == places
 
 
+@pytest.mark.parametrize(
+    "obstacle", [{"quotas": (Quota("small", {"pods": 1}),)}, {"strangers": ("j-1-1",)}, {"books": books(1)}]
+)
+def test_only_who_waits_for_nodes_has_a_claim_on_them(obstacle: dict[str, object]) -> None:
+    waiting = job().applied().but(**obstacle).plan().waiting
+    assert waiting is not None
+    assert waiting.claims == ("books" in obstacle)
+    ahead = replace(waiting, key="other/j", since=NOW - timedelta(hours=1), count=4)
+    made = job().but(books=books(4)).applied().but(ahead=(ahead,)).plan()
+    assert bool(of_type(made, CreatePod)) != waiting.claims
+
+
 def test_a_scheduler_of_its_own_gets_unpinned_pods() -> None:
     made = job(placement="Scheduler").applied().plan()
     assert [pod.node for pod in of_type(made, CreatePod)] == [None, None]
