@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unit.supervisor.conftest import api, start  # noqa: F401  (fixtures of test_supervisor.py)
 
 
 def write_text(path: Path, sentences: int, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Optional
 
 from supervisor import events as e
@@ -12,6 +13,7 @@ SETTLE = 0.3  # s that the pod's other ranks get to end by themselves after a co
 HOLD = (0.3, 1.0)  # s, drawn at random: a consequence is reported only if no new generation came before
 KILL_AFTER_TERM = 5.0  # s
 PROGRESS_EVERY = 2.0  # s
+URGENT_EVERY = 0.5  # s, for a first step or a new durable one; a program may save after every step
 DONE_WITHIN = 600.0  # s that a finished gang waits for Done
 EARLY_DRAIN = 10.0  # s from ranks that saved and stopped to a World that says Drain
 GRACE_MARGIN = 3.0  # s left of the pod's grace period when the ranks are killed
@@ -227,7 +229,7 @@ class Core(Master):
         if self._failure is not None:
             return self._failed()
         codes = [exit_.code for exit_ in self._exits.values()]
-        if not any(codes):
+        if not any(codes) and not self._forced:  # many programs answer SIGTERM with 0, finished or not
             self.state = "finished"
             self._log("all ranks of this pod have finished")
             if "progress" in self._timers:
@@ -324,6 +326,7 @@ class Core(Master):
         if not self.terminating or self.alive:
             return
         drained = self.state == "drained" and (self.ended or not self.linked)
+        drained = drained or (self.state == "finished" and self.ended == "drained")
         if drained or self.state in ("join", "wait"):
             self._leave(143)
 
@@ -384,11 +387,11 @@ class Core(Master):
         if event.run != self.run or self.me.index != 0:
             return
         urgent = self._report.take_progress(event.progress, event.warnings, self._wall)
-        wait = self._progress_at + PROGRESS_EVERY - self._now
-        if urgent or wait <= 0:
+        wait = self._progress_at + (URGENT_EVERY if urgent else PROGRESS_EVERY) - self._now
+        if wait <= 0:
             self._progress_now()
-        elif "progress" not in self._timers:
-            self._set_timer("progress", wait)
+        else:
+            self._set_timer("progress", min(wait, self._timers.get("progress", math.inf) - self._now))
 
     def _progress_now(self) -> None:
         """Pass on what rank 0 says; with `Formed`, which is true of every pod that has steps to tell of."""

@@ -20,6 +20,7 @@ from supervisor.torchstore import TorchStore, free_port
 
 FLUSH = 1.0  # s that the last report gets before we leave
 TERMINATION_MESSAGE = 4096  # bytes, as kubelet reads
+FORWARDED = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)  # to the ranks, who may know them
 
 
 class Loop:
@@ -33,6 +34,7 @@ class Loop:
         for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
+        self._forward: Deque[int] = collections.deque()
         self._children_ended = True  # look once: an earlier PID 1 may have left some
         self._leave: Optional[e.Leave] = None
         six = ":" in me.pod_ip
@@ -66,6 +68,8 @@ class Loop:
     def _signalled(self, number: int, _frame: Optional[FrameType]) -> None:
         if number == signal.SIGCHLD:
             self._children_ended = True
+        elif number in FORWARDED:
+            self._forward.append(number)
         else:
             self._events.append(e.Terminate())
 
@@ -74,7 +78,7 @@ class Loop:
     def run(self) -> int:
         """Until there is nothing more to do; the exit code."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, *FORWARDED):
             signal.signal(number, self._signalled)
         self._logs.start()
         self._logs.say(f"index {self._me.index}, incarnation {self._me.incarnation}, {self._me.ranks} ranks, "
@@ -92,7 +96,7 @@ class Loop:
         return self._leave.code
 
     def _timeout(self) -> Optional[float]:
-        if self._events or self._children_ended:
+        if self._events or self._children_ended or self._forward:
             return 0
         due: List[Optional[float]] = [self._core.deadline(), self._ranks.deadline()]
         due += [part.deadline() for part in (self._server, self._link) if part is not None]
@@ -103,6 +107,8 @@ class Loop:
         if self._children_ended:
             self._children_ended = False
             self._reap()
+        while self._forward:
+            self._ranks.forward(self._forward.popleft())
         self._ranks.step()
         for part in (self._server, self._link):
             if part is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -15,6 +16,9 @@ from supervisor.logs import Logs, Tail
 
 LAST_WORDS = 0.25  # s that a rank's output may still come after its end, if something else holds the pipe
 PROGRESS_POLL = 0.2  # s
+# Errors that say that a program cannot be started here at all; others (no memory, no more processes) may pass.
+NEVER_STARTS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+                errno.ENAMETOOLONG, errno.E2BIG)
 
 
 class Rank:
@@ -61,7 +65,6 @@ class Ranks:
         self._forget()
         self._run = order.run
         self._folder = os.path.join(self._scratch, named(order.run))
-        os.makedirs(self._folder, exist_ok=True)
         self._oom_kills = oom_kills()
         self._progress_seen = (0, 0, 0)
         self._poll_at = time.monotonic() + PROGRESS_POLL if self._me.index == 0 else None
@@ -70,40 +73,47 @@ class Ranks:
 
     def _spawn(self, local: int, order: StartRanks) -> None:
         number = self._me.index * self._me.ranks + local
-        folder = os.path.join(self._folder, str(local))
-        os.makedirs(folder, exist_ok=True)
-        rank = Rank(local, number, folder)
-        prefix = f"[rank {number}] "
-        out, err = (self._logs.pipe(prefix, rank.tail, error) for error in (False, True))
+        rank = Rank(local, number, os.path.join(self._folder, str(local)))
+        ends: List[int] = []
         try:
+            os.makedirs(os.path.dirname(rank.error_file), exist_ok=True)
+            for error in (False, True):
+                ends.append(self._logs.pipe(f"[rank {number}] ", rank.tail, error))
             rank.process = subprocess.Popen(
-                self._program, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+                self._program, stdin=subprocess.DEVNULL, stdout=ends[0], stderr=ends[1], start_new_session=True,
                 env=rank_environment(self._environment, self._me, order, rank, self.drain_file),
             )
             self._ranks[rank.process.pid] = rank
-        except OSError as error:
-            rank.code = failures.CONFIGURATION
-            rank.tail.add([f"cannot start {self._program[0]!r}: {error.strerror or error}".encode()], True)
+        except OSError as problem:
+            rank.code = failures.CONFIGURATION if problem.errno in NEVER_STARTS else 1
+            rank.tail.add([f"cannot start {self._program[0]!r}: {problem.strerror or problem}".encode()], True)
             self._ranks[-1 - local] = rank
         finally:
-            os.close(out)
-            os.close(err)
+            for end in ends:
+                os.close(end)
 
     @property
     def drain_file(self) -> str:
         return os.path.join(self._folder, "drain")
 
     def touch_drain(self) -> None:
-        """Ask the ranks to save and stop."""
+        """Ask the ranks to save and stop. If that cannot be written, SIGTERM follows in its time."""
         if self._folder:
-            with open(self.drain_file, "w", encoding="utf-8"):
-                pass
+            try:
+                with open(self.drain_file, "w", encoding="utf-8"):
+                    pass
+            except OSError as error:
+                self._logs.say(f"cannot tell the ranks to save: {self.drain_file}: {error.strerror}")
 
     def term(self) -> None:
         """SIGTERM to the ranks themselves."""
+        self.forward(signal.SIGTERM)
+
+    def forward(self, number: int) -> None:
+        """A signal to the ranks themselves."""
         for pid, rank in self._ranks.items():
             if rank.code is None:
-                _signal(os.kill, pid, signal.SIGTERM)
+                _signal(os.kill, pid, number)
 
     def kill(self) -> None:
         """SIGKILL to all that the ranks are and started. RanksGone follows."""

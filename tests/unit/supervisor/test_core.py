@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 from supervisor import events as e
-from supervisor.core import DONE_WITHIN, EARLY_DRAIN, SETTLE, Core
+from supervisor.core import DONE_WITHIN, EARLY_DRAIN, SETTLE, URGENT_EVERY, Core
 
 TOKEN = "0123456789abcdef"
 WORLD = e.World("job", 1, "Run", 2, TOKEN, master_uid="uid-0", address="10.0.0.1:5000", drain_seconds=20)
@@ -340,12 +340,14 @@ def test_progress_goes_out_for_the_first_step_a_new_durable_step_the_end_and_els
 
     assert told(1)
     assert not told(2)
+    pod.after(URGENT_EVERY)
     assert told(3, durableStep=3)
     assert not told(4, durableStep=3)
     assert not reports(pod.after(1.9))
     assert reports(pod.after(0.2)) == ["Formed"]
     assert last_report(pod)["progress"]["step"] == 4
     assert not told(5, durableStep=3)
+    pod.after(URGENT_EVERY)
     assert told(100, durableStep=3)
 
 
@@ -580,3 +582,31 @@ def test_another_master_takes_over() -> None:
     assert found(did, e.Link) == [e.Link("10.0.0.2:7000", TOKEN, 2)]
     pod.on(e.Terminate())
     assert "address" not in last_report(pod)
+
+
+def test_zero_after_a_forced_drain_is_not_finished() -> None:
+    """Many programs answer SIGTERM with 0; a job that is suspended like that has not succeeded."""
+    pod = Pod().runs()
+    pod.on(e.WorldSeen(replace(WORLD, phase="Drain")))
+    assert found(pod.after(20.1), e.TermRanks)
+    pod.exits(0, 0)
+    status = found(pod.on(e.RanksGone()), e.SendStatus)[-1].status
+    assert (status.state, status.saved) == ("drained", False)
+
+
+def test_a_finished_member_that_is_told_to_end_leaves_with_the_drained_gang() -> None:
+    pod = Pod().runs()
+    pod.exits(0, 0)
+    pod.on(e.RanksGone(), e.Terminate(), e.WorldSeen(replace(WORLD, phase="Drain")))
+    assert pod.core.leaving is None
+    assert found(pod.on(e.GangSeen(e.GangState(1, 0, None, "drained"))), e.Leave) == [e.Leave(143, flush=True)]
+
+
+def test_a_program_that_saves_every_step_does_not_flood_the_api() -> None:
+    pod = Pod(index=0).runs(replace(WORLD, master_uid="another"))
+    written = 0
+    for step in range(1, 101):  # 10 s
+        written += len(reports(pod.on(e.ProgressSeen((1, 0), {"step": step, "durableStep": step}))))
+        written += len(reports(pod.after(0.1)))
+    assert 15 <= written <= 22
+    assert last_report(pod)["progress"]["durableStep"] >= 95

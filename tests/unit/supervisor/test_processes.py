@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import signal
 import time
@@ -15,6 +17,9 @@ from unit.supervisor.pods import Operator, SupervisedPod, alive, children_of
 
 Start = Callable[..., SupervisedPod]
 PYTHON = "/usr/bin/python3"
+# The supervisor with shorter times where a test would only wait; test_core.py has the real ones.
+HURRIED = [PYTHON, "-c", "from supervisor import __main__, core, master; core.KILL_AFTER_TERM = 0.5; "
+           "master.LOCAL_DELAY = 0.3; __main__.main()"]
 
 
 def python(code: str) -> list[str]:
@@ -139,13 +144,13 @@ def test_sigterm_becomes_a_drain(start: Start, api: FakeApi) -> None:
 
 def test_a_program_that_ignores_drain_and_sigterm(start: Start, api: FakeApi) -> None:
     operator = Operator(api, drainSeconds=1)
-    pod = start(["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"])
+    pod = start(["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"], command=HURRIED)
     operator.run(pod)
     pod.wait_output("[rank 0] up")
     began = time.monotonic()
     operator.put(phase="Drain")
     assert "drainedStep" not in operator.report("Drained")
-    assert 5.9 < time.monotonic() - began < 12
+    assert 1.4 < time.monotonic() - began < 8
     assert children_of(pod.process.pid) == []
 
 
@@ -185,7 +190,7 @@ def test_without_the_api_the_gang_starts_again_by_itself(start: Start, api: Fake
     operator = Operator(api, size=2)
     code = ("import os, sys, time; g = os.environ['TRAINYARD_GENERATION']; print('at', g, flush=True)\n"
             "if g == '1': time.sleep(1 if os.environ['RANK'] == '1' else 1000); sys.exit(1)")
-    pods = [start(python(code), index=index, nodes=2) for index in (0, 1)]
+    pods = [start(python(code), index=index, nodes=2, command=HURRIED) for index in (0, 1)]
     operator.run(pods[0])
     for pod in pods:
         pod.wait_output("at 1\n")
@@ -267,3 +272,42 @@ def test_a_second_sigterm_changes_nothing(start: Start, api: FakeApi) -> None:
     pod.process.send_signal(signal.SIGINT)
     assert pod.wait() == 143
     assert 0.9 < time.monotonic() - began < 5
+
+
+def test_signals_that_mean_something_to_programs_are_passed_on(start: Start, api: FakeApi) -> None:
+    operator = Operator(api)
+    pod = start(["sh", "-c", "trap 'echo got usr1; exit 0' USR1; echo up; while :; do sleep 0.05; done"])
+    operator.run(pod)
+    pod.wait_output("[rank 0] up")
+    pod.process.send_signal(signal.SIGUSR1)
+    operator.report("Finished")
+    assert "[rank 0] got usr1" in pod.output()
+    assert pod.process.poll() is None
+
+
+def test_a_program_that_cannot_be_started_now_may_be_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """78 would end the job for good: only for what no restart can mend."""
+    from supervisor import events as e
+    from supervisor import ranks as module
+    from supervisor.logs import Logs
+
+    logs, posted = Logs(), list[e.Event]()
+    me = e.Member("job", "j-0-1", "uid", "127.0.0.1", 0, 1, 1, 30)
+    ranks = module.Ranks(["true"], me, {}, str(tmp_path / "scratch"), logs, posted.append, set)
+    for error, code in ((errno.EAGAIN, 1), (errno.ENOMEM, 1), (errno.ENOENT, 78), (errno.EACCES, 78)):
+        def refuse(*_: object, number: int = error, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(module.subprocess, "Popen", refuse)
+        ranks.start(e.StartRanks((1, 0), e.Start("h", 1, False), 1, 0))
+        ranks._ranks[-1].tell_at = 0
+        ranks.step()
+        ended = posted[-1]
+        assert isinstance(ended, e.RankExited)
+        assert (ended.exit.code, ended.exit.reason) == (code, f"cannot start 'true': {os.strerror(error)}")
+    (tmp_path / "full").write_text("")  # nothing can be made below a file, as nothing can on a full disk
+    ranks = module.Ranks(["true"], me, {}, str(tmp_path / "full"), logs, posted.append, set)
+    ranks.start(e.StartRanks((1, 0), e.Start("h", 1, False), 1, 0))
+    ranks.touch_drain()
+    ranks.step()
+    assert isinstance(posted[-1], e.RankExited)
