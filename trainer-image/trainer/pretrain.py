@@ -17,6 +17,7 @@ from trainyard.api.train import TrainConfig
 
 from trainer import config as configs
 from trainer import export, parallel
+from trainer.checkpoint import folder as folders
 from trainer.checkpoint import resume
 from trainer.checkpoint.saver import Saver, State
 from trainer.config import Run
@@ -176,9 +177,9 @@ class Loop:
         if root is None:
             say(self.gang, "no checkpoint folder: nothing is saved")
             return
+        generation = tell_all(self.gang, lambda: self.claim(root))
         choice = resume.newest_that_verifies(root, self.gang, self.identity, lambda text: self.warn("CheckpointDamaged",
                                                                                                      text))
-        generation = self.run_.generation or tell_all(self.gang, lambda: resume.default_generation(root))
         self.saver = Saver(root, self.gang, generation, self.run_.keep, self.identity, self.committed, self.save_failed)
         self.saver.damaged = choice.damaged
         if choice.path is None or choice.marker is None:
@@ -194,6 +195,15 @@ class Loop:
         self.progress.update(step=self.step, durableStep=self.step)
         say(self.gang, f"resumed after step {self.step} from {choice.path.name}, saved by {choice.marker.world_size} "
                        f"ranks, in {time.monotonic() - started:.2f} s")
+
+    def claim(self, root: Path) -> str:
+        """On rank 0: this run's generation, from now on the one that may delete checkpoints."""
+        generation = self.run_.generation or resume.default_generation(root)
+        try:
+            folders.claim(root, generation)
+        except OSError as error:
+            self.warn("CheckpointFailed", f"cannot write to the checkpoint folder {root}: {error.strerror}")
+        return generation
 
     # ---- the loop
 

@@ -298,7 +298,7 @@ def test_a_program_that_cannot_be_started_now_may_be_later(tmp_path: Path, monke
         def refuse(*_: object, number: int = error, **__: object) -> None:
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(module.subprocess, "Popen", refuse)
+        monkeypatch.setattr("subprocess.Popen", refuse)
         ranks.start(e.StartRanks((1, 0), e.Start("h", 1, False), 1, 0))
         ranks._ranks[-1].tell_at = 0
         ranks.step()

@@ -4,6 +4,7 @@
       __0_0.distcp ...       torch.distributed.checkpoint's files, one or more a rank
       .metadata              its index
       COMMITTED.json         written last, when every rank has handed in size and hash of its files: lists them all
+    generation-3             empty: no older generation may delete anything
 
 A folder without a marker that reads is partial and never loaded. Nothing is ever renamed, so a mount of an object
 store will do."""
@@ -15,15 +16,17 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainer.files import FileSum, sum_file, sync_folder, write_durably
 
 MARKER = "COMMITTED.json"
 VERSION = 1
 _NAME = re.compile(r"^step-(\d+)\.g(\d+(?:\.\d+)?)$")
+_CLAIM = re.compile(r"^generation-(\d+(?:\.\d+)?)$")
 
 Generation = tuple[int, ...]
 
@@ -42,13 +45,17 @@ class Marker:
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint folder and what its marker says; `marker` is None for a partial one, `problem` says why."""
+    """A checkpoint folder and what its marker says; `marker` is None for a partial one, `problem` says why.
+
+    `left` tells what a crash left: `unmarked` or with a `torn` marker. Neither is a marker that cannot be read at this
+    moment or that a newer trainer wrote: those may be whole."""
 
     path: Path
     step: int
     generation: Generation
     marker: Marker | None
     problem: str = ""
+    left: Literal["", "unmarked", "torn"] = ""
 
     @property
     def age(self) -> tuple[int, Generation]:
@@ -77,28 +84,33 @@ def scan(root: Path) -> list[Found]:
         match = _NAME.match(entry)
         if match:
             path = root / entry
-            marker, problem = read_marker(path)
-            found.append(Found(path, int(match[1]), generation_of(match[2]), marker, problem))
+            found.append(Found(path, int(match[1]), generation_of(match[2]), *_look(path)))
     return sorted(found, key=lambda one: one.age, reverse=True)
 
 
 def read_marker(folder: Path) -> tuple[Marker | None, str]:
     """The marker, or None and why there is none that can be trusted."""
+    return _look(folder)[:2]
+
+
+def _look(folder: Path) -> tuple[Marker | None, str, Literal["", "unmarked", "torn"]]:
     path = folder / MARKER
     try:
         content = json.loads(path.read_text())
         digest = content.pop("digest")
         if digest != _digest(content):
-            return None, f"{path} is damaged (its digest does not match)"
+            return None, f"{path} is damaged (its digest does not match)", "torn"
         if content["version"] > VERSION:
-            return None, f"{path} was written by a newer trainer (version {content['version']})"
+            return None, f"{path} was written by a newer trainer (version {content['version']})", ""
         files = {name: FileSum(**entry) for name, entry in content["files"].items()}
         return Marker(content["step"], content["generation"], content["worldSize"], content["model"],
-                      content["training"], files), ""
+                      content["training"], files), "", ""
     except FileNotFoundError:
-        return None, f"{path} is missing: saving was never finished"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return None, f"{path} cannot be read ({type(error).__name__}: {error})"
+        return None, f"{path} is missing: saving was never finished", "unmarked"
+    except OSError as error:
+        return None, f"{path} cannot be read ({error.strerror})", ""
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, f"{path} cannot be read ({type(error).__name__}: {error})", "torn"
 
 
 def write_marker(folder: Path, marker: Marker) -> None:
@@ -137,23 +149,49 @@ def verify(folder: Path, files: dict[str, FileSum]) -> str | None:
     return None
 
 
-def retire(root: Path, generation: Generation, keep: int, protected: Path | None, damaged: set[Path]) -> list[Path]:
-    """Delete what is no longer wanted and return it: committed checkpoints beyond the `keep` newest, partial folders
-    of older generations, and damaged ones once `keep` whole ones exist.
+def claim(root: Path, generation: str) -> None:
+    """Say, before looking for a checkpoint to go on from, that older generations may delete nothing any more.
 
-    Never `protected`, the one training was resumed from. Does nothing if a newer generation has left a folder: then
-    this one is stale and has no say."""
-    found = scan(root)
-    if any(one.generation > generation for one in found):
+    Raises OSError."""
+    root.mkdir(parents=True, exist_ok=True)
+    mine = generation_of(generation)
+    claims = _claims(root)
+    if max(claims, default=()) < mine:
+        write_durably(root / f"generation-{generation}", b"")
+        sync_folder(root)
+        for older in claims.values():
+            older.unlink(missing_ok=True)
+
+
+def _claims(root: Path) -> dict[Generation, Path]:
+    return {generation_of(match[1]): root / match[0] for entry in os.listdir(root) if (match := _CLAIM.match(entry))}
+
+
+def newest_generation(root: Path) -> Generation:
+    """The newest that has left a trace; (0,) if there is none. Raises OSError."""
+    found = [one.generation for one in scan(root)]
+    return max([(0,), *found, *(_claims(root) if root.exists() else ())])
+
+
+def retire(root: Path, generation: Generation, keep: int, protected: Collection[Path],
+           damaged: set[Path]) -> list[Path]:
+    """Delete what is no longer wanted and return it: committed checkpoints beyond the `keep` newest, folders without a
+    marker that older generations left, and damaged ones once `keep` whole ones exist.
+
+    Never one of `protected`, such as the one training was resumed from. Does nothing if a newer generation has left a
+    trace: then this one is stale and has no say."""
+    if newest_generation(root) > generation:
         return []
+    found = scan(root)
     whole = [one for one in found if one.marker is not None and one.path not in damaged]
     goners = [one.path for one in whole[keep:]]
-    goners += [one.path for one in found if one.marker is None and one.generation < generation]
+    goners += [one.path for one in found if one.left == "unmarked" and one.generation < generation]
     if len(whole) >= keep:
-        goners += [one.path for one in found if one.path in damaged]
+        goners += [one.path for one in found
+                   if one.path in damaged or (one.left == "torn" and one.generation < generation)]
     removed = []
     for path in goners:
-        if path != protected and remove(path):
+        if path not in protected and remove(path):
             removed.append(path)
     return removed
 

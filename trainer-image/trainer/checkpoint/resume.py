@@ -73,7 +73,9 @@ def load(path: Path, gang: Gang, state: State) -> None:
         raise RuntimeError(f"cannot load {path}: {reason(error)}") from error
 
 
-def default_generation(root: Path | None) -> str:
-    """A generation for runs that nobody numbers: one more than the highest in the folder."""
-    found = _scan(root) if root is not None else []
-    return str(max((one.generation[0] for one in found), default=0) + 1)
+def default_generation(root: Path) -> str:
+    """A generation for runs that nobody numbers: one more than the highest that used the folder."""
+    try:
+        return str(folders.newest_generation(root)[0] + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read the checkpoint folder {root}: {error.strerror}") from None

@@ -63,6 +63,7 @@ class Saver:
         self._on_failure = on_failure
         self._thread: threading.Thread | None = None
         self._staged: State = {}
+        self._marked: Path | None = None  # the newest whose marker is written; nothing of it may be undone
         self.protected: Path | None = None  # what training was resumed from
         self.damaged: set[Path] = set()  # found when resuming
         self.saved_step: int | None = None  # the newest that was committed or resumed from
@@ -114,7 +115,8 @@ class Saver:
             self.failures += 1
             self.failed_at = time.monotonic()
             if self._gang.first:
-                folders.remove(path)
+                if path != self._marked:
+                    folders.remove(path)
                 self._on_failure(step, reason(error))
             return
         self.failures = 0
@@ -125,15 +127,29 @@ class Saver:
 
     def _write(self, path: Path, step: int, training: dict[str, Any]) -> None:
         """Every rank writes its files, then all check that all did, then rank 0 writes the marker."""
-        self._all_or_none(lambda: _fresh(path) if self._gang.first else None)
+        self._all_or_none(lambda: self._begin(path) if self._gang.first else None)
         save_distributed(self._staged, storage_writer=_Writer(path), process_group=self._gang.saving)
         sums: dict[str, FileSum] = {}
         for part in self._all_or_none(lambda: self._hand_in(path)):
             sums.update(part)
         marker = Marker(step, self._generation, self._gang.world_size, self._model, training, sums)
-        self._all_or_none(lambda: folders.write_marker(path, marker) if self._gang.first else None)
+        self._all_or_none(lambda: self._commit(path, marker) if self._gang.first else None)
         if self._gang.first:
             sync_folder(self._root)
+
+    def _begin(self, path: Path) -> None:
+        """An empty folder; what an earlier try at the same step left is removed."""
+        if path == self._marked:
+            raise OSError(f"{path} is committed, but this gang is broken")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not folders.remove(path):
+            raise OSError(f"cannot remove what an earlier try left in {path}")
+        path.mkdir()
+
+    def _commit(self, path: Path, marker: Marker) -> None:
+        """From here on another generation may go on from this checkpoint, whatever becomes of this gang."""
+        folders.write_marker(path, marker)
+        self._marked = path
 
     def _hand_in(self, path: Path) -> dict[str, FileSum]:
         mine = [name for name in os.listdir(path) if name.startswith(f"__{self._gang.rank}_")]
@@ -159,18 +175,10 @@ class Saver:
 
     def _retire(self) -> None:
         try:
-            folders.retire(self._root, folders.generation_of(self._generation), self._keep, self.protected,
-                           self.damaged)
+            protected = {path for path in (self.protected, self._marked) if path is not None}
+            folders.retire(self._root, folders.generation_of(self._generation), self._keep, protected, self.damaged)
         except OSError as error:
             print(f"warning: cannot delete old checkpoints in {self._root}: {error.strerror}", flush=True)
-
-
-def _fresh(path: Path) -> None:
-    """An empty folder; what an earlier try at the same step left is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not folders.remove(path):
-        raise OSError(f"cannot remove what an earlier try left in {path}")
-    path.mkdir()
 
 
 def _root_cause(error: BaseException, path: Path) -> Exception:
