@@ -201,7 +201,7 @@ class Cluster:
                 pod.view = replace(pod.view, phase="Failed", reason="UnexpectedAdmissionError")
             case "delete" if pod.dying is None:
                 pod.dying, pod.view = 6, replace(pod.view, deleting=self.now + timedelta(seconds=30))
-            case "rank" if pod.works and pod.generation == self.formed and self._current(pod):
+            case "rank" if self._trains(pod):
                 self.roots += 1
                 self.formed = 0
                 self._report(pod, "RankFailed", failure=rank_failure(1))
@@ -210,6 +210,11 @@ class Cluster:
             case "node" if node and node not in self.silent and len(self.dead) < NODES - self.nodes:
                 self.silent[node], self.since[node] = 10_000, self.now
                 self.dead.add(node)
+
+    def _trains(self, pod: Pod) -> bool:
+        """Whether its ranks run; those of a job that has ended have nothing left to fail at."""
+        over = self.world is not None and self.world.spec.phase == "Done"
+        return pod.works and pod.generation == self.formed and self._current(pod) and not over
 
     def _finish(self, pod: Pod, phase: str, code: int) -> None:
         pod.view = replace(pod.view, phase=phase, exit_code=code, started=False, ready=False)  # type: ignore[arg-type]
