@@ -31,7 +31,8 @@ def admission(turn: Turn) -> Turn:
 def _accepted(turn: Turn) -> Turn:
     rendering = turn.snap.rendering
     assert rendering is not None
-    if turn.status.rendered != rendering.name or not turn.status.admitted_hash:
+    fresh = turn.status.rendered != rendering.name or not turn.status.admitted_hash
+    if fresh:
         turn = turn.note(
             rendered=rendering.name,
             admitted_hash=turn.snap.admitted_hash or None,
@@ -39,7 +40,9 @@ def _accepted(turn: Turn) -> Turn:
         )
     if turn.snap.spec is None or is_changed(turn):
         return turn
-    return turn.judge("Accepted", "True", "Admitted", "The API server accepts the job's pods.")
+    turn = turn.judge("Accepted", "True", "Admitted", "The API server accepts the job's pods.")
+    # Written down before anything is made of it: from then on the API server refuses changes of what was admitted.
+    return turn.look_again(0.0).stop() if fresh and not turn.snap.pods else turn
 
 
 def _refused(turn: Turn, refusal: Refusal) -> Turn:

@@ -19,7 +19,7 @@ from trainyard.plan.types import CreatePod, Rendering, Waiting
 
 LOOK_AGAIN_SECONDS = 30.0  # besides every change of the cluster
 SOFT = "RestartNode: "  # nodes avoided for this are used when there is no other
-NAMES_TAKEN, QUOTA = "PodNameTaken", "QuotaExceeded"
+NOT_ABOUT_NODES = ("PodNameTaken", "QuotaExceeded")  # obstacles that no free node would take away
 
 
 def placement(turn: Turn) -> Turn:
@@ -94,7 +94,7 @@ def _taken_names(turn: Turn) -> Obstacle | None:
         return None
     names = ", ".join(taken[:5])
     words = f"Pods that this job did not make have the names it needs: {names}. Delete them or rename the job."
-    return Obstacle(NAMES_TAKEN, words)
+    return Obstacle("PodNameTaken", words)
 
 
 def _nodes(turn: Turn, rendering: Rendering) -> dict[int, str] | dict[int, None] | Obstacle:
@@ -126,7 +126,7 @@ def _waits(turn: Turn, rendering: Rendering, obstacle: Obstacle, count: int) -> 
     since = _waiting_since(turn)
     turn = turn.judge("Scheduled", "False", obstacle.reason, obstacle.message)
     key = f"{turn.snap.namespace}/{turn.snap.name}"
-    claims = obstacle.reason not in (NAMES_TAKEN, QUOTA)
+    claims = obstacle.reason not in NOT_ABOUT_NODES
     waiting = Waiting(key, turn.snap.priority, since, count, rendering.demand, claims)
     turn = replace(turn, waiting=waiting).look_again(LOOK_AGAIN_SECONDS)
     for entry in turn.status.avoid:

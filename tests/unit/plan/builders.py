@@ -81,13 +81,13 @@ class Case:
         return plan(self.snap)
 
     def applied(self) -> Case:
-        """The plan carried out: World, pods, status; Admit gives a rendering."""
+        """The plan carried out: World, pods, status; Admit gives a rendering and another plan, as in a reconcile."""
         made = self.plan()
         case = self
         for action in made.actions:
             case = case._apply(action)
         if any(type(action).__name__ == "Admit" for action in made.actions):
-            case = case.but(rendering=RENDERING)
+            return case.but(rendering=RENDERING).applied()
         return case.but(status=made.status)
 
     def _apply(self, action: Action) -> Case:

@@ -7,7 +7,19 @@ from datetime import timedelta
 
 import pytest
 from trainyard.plan.types import Admit, CreatePod, DeleteJob, DeletePod, PutWorld, Refusal
-from unit.plan.builders import NOW, Case, condition, job, of_type, placed, rank_failure, spec, training, world_of
+from unit.plan.builders import (
+    NOW,
+    RENDERING,
+    Case,
+    condition,
+    job,
+    of_type,
+    placed,
+    rank_failure,
+    spec,
+    training,
+    world_of,
+)
 
 
 def test_another_controllers_job_is_not_even_spoken_of() -> None:
@@ -28,6 +40,14 @@ def test_admission_comes_first_and_once() -> None:
     assert [type(action) for action in made.actions] == [PutWorld, CreatePod, CreatePod]
     assert condition(made.status, "Accepted")[:2] == ("True", "Admitted")
     assert (made.status.rendered, made.status.admitted_hash) == ("j-0123456789", "hash")
+
+
+def test_nothing_is_made_before_the_status_says_what_was_admitted() -> None:
+    """From then on the API server lets nobody change it: pods of two manifests are never in one gang."""
+    made = job().but(rendering=RENDERING).plan()
+    assert (made.actions, made.status.rendered, made.status.admitted_hash) == ((), RENDERING.name, "hash")
+    resumed = suspended().spec_with(suspend=False).but(rendering=RENDERING).plan()
+    assert (resumed.actions, resumed.status.rendered) == ((), RENDERING.name)
 
 
 @pytest.mark.parametrize(("permanent", "again"), [(True, False), (False, True)])
@@ -113,7 +133,7 @@ def test_a_job_suspended_while_it_had_no_pods_resumes_as_what_it_is_now() -> Non
 
 def test_a_resumed_job_waits_from_its_resumption() -> None:
     case = suspended().but(now=NOW + timedelta(hours=1)).spec_with(suspend=False)
-    made = case.but(books=type(case.snap.books)({})).plan()
+    made = case.but(books=type(case.snap.books)({})).applied().plan()
     assert made.waiting is not None
     assert made.waiting.since == NOW + timedelta(hours=1)
 
