@@ -82,9 +82,10 @@ def _taken(memory: Memory) -> set[str]:
 
 
 def waiting_since(job: JobView) -> datetime:
-    """Since when the job has been waiting for places; its creation if it never was judged."""
+    """Since when the job has been waiting for places, which a resumed one has since then; its creation if it never was
+    judged."""
     for condition in job.status.get("conditions") or ():
-        if condition.get("type") == "Scheduled" and condition.get("status") == "False":
+        if condition.get("type") == "Scheduled" and condition.get("status") != "True":
             return instant(condition.get("lastTransitionTime")) or job.created
     return job.created
 

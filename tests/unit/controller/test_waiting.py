@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from trainyard.controller.queue import WorkQueue
+from trainyard.controller.snapshot import waiting_since
 from trainyard.controller.waiting import Waitlist
+from trainyard.kube.views import JobView
 from trainyard.placement.books import Demand
 from trainyard.plan.types import Waiting
 
@@ -40,6 +42,14 @@ def test_a_job_that_waits_on_with_another_demand_stays_known_once() -> None:
     jobs.note("a", waiting("a", priority=3))
     assert len(jobs) == 1
     assert [w.priority for w in jobs.ahead("z", 0, NOW)] == [3]
+
+
+@pytest.mark.parametrize(("verdict", "since"), [
+    ("False", "2026-01-02T00:00:00Z"), ("Unknown", "2026-01-02T00:00:00Z"), ("True", "2026-01-01T00:00:00Z")])
+def test_a_resumed_job_does_not_pass_those_that_wait(verdict: str, since: str) -> None:
+    scheduled = {"type": "Scheduled", "status": verdict, "lastTransitionTime": "2026-01-02T00:00:00Z"}
+    job = JobView("a", "j", "u", "1", 1, NOW, False, {}, {"conditions": [scheduled]})
+    assert waiting_since(job) == datetime.fromisoformat(since)
 
 
 async def test_capacity_gives_each_its_turn_in_order_one_at_a_time() -> None:
