@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
+
+from harness.installation import Yard
+from harness.job import Job, Timeout
 
 Object = dict[str, Any]
 SCRIPT = Path(__file__).with_name("steps.py").read_text()
@@ -64,3 +68,18 @@ def training(name: str, namespace: str, *, nodes: int = 2, procs: int = 1, steps
             **spec,
         },
     }  # fmt: skip
+
+
+def wait_kept(yard: Yard, job: Job, step: int, seconds: float = 120, rank: int = 0) -> int:
+    """Wait until a rank of a `counting` job has kept at least `step`, which its file on the volume tells at once; the
+    job's status follows within 5 s only. Returns the step."""
+    path = yard.volume(job.namespace) / job.name / f"step-{rank}"
+    deadline = time.monotonic() + seconds
+    while True:
+        kept = int(path.read_text() or 0) if path.exists() else 0
+        if kept >= step:
+            return kept
+        if time.monotonic() > deadline:
+            raise Timeout(f"{job.name}: no step {step} within {seconds:.0f} s, rank {rank} kept {kept}; "
+                          f"{job.describe(job.status())}")
+        time.sleep(0.05)

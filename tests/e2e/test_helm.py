@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from e2e.manifests import counting
+from e2e.manifests import counting, wait_kept
 from harness.installation import Yard
 from harness.job import Job, progress
 
@@ -21,7 +21,7 @@ def pod_facts(job: Job) -> dict[str, tuple[str, str]]:
 @pytest.mark.timeout(600)
 def test_install_upgrade_roll_back_uninstall_and_install_under_another_name(yard: Yard, namespace: str) -> None:
     job = yard.api.apply(counting("throughout", namespace, yard.trainer_image, nodes=2, steps=100_000))
-    job.wait_step(3)
+    wait_kept(yard, job, 3)
     before = pod_facts(job)
 
     # Another trainer image as the default of new jobs, and another operator setting: a running job keeps its own.
@@ -35,7 +35,7 @@ def test_install_upgrade_roll_back_uninstall_and_install_under_another_name(yard
 
     yard.cluster.helm("rollback", "trainyard", "1", "--namespace", "trainyard-system", "--wait")
     step = progress(job.status())
-    job.wait_step(step + 5)
+    wait_kept(yard, job, step + 5)
     assert pod_facts(job) == replaced
 
     yard.uninstall()
@@ -46,7 +46,7 @@ def test_install_upgrade_roll_back_uninstall_and_install_under_another_name(yard
     yard.install(release="railway")
     try:
         step = progress(job.status())
-        job.wait_step(step + 5)
+        wait_kept(yard, job, step + 5)
         assert pod_facts(job) == replaced
         job.kill_pod("throughout-0-1")
         job.wait("another recovery", lambda s: s["restarts"]["total"] == 2 and s["state"] == "Running", 90)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from e2e.manifests import counting
+from e2e.manifests import counting, wait_kept
 from harness.installation import Yard
 
 
@@ -16,14 +16,14 @@ def test_operator_killed_in_each_phase(yard: Yard, namespace: str, moment: str) 
     if moment == "starting":
         job.wait("a pod", lambda _: bool(job.pods()))
     if moment in ("running", "recovering", "suspending"):
-        job.wait_step(3)
+        wait_kept(yard, job, 3)
     if moment == "recovering":
         job.kill_pod(f"{name}-1-1")
         expected = {"total": 1, "counted": 0}
     if moment == "suspending":
         job.patch({"suspend": True})
     if moment == "finishing":
-        job.wait_step(6)
+        wait_kept(yard, job, 6)
     yard.kill_operator()
     if moment == "suspending":
         job.wait_state("Suspended", 120)
@@ -45,7 +45,7 @@ def test_leader_killed_in_the_middle_of_creating_a_gang(yard: Yard, namespace: s
 
 def test_a_follower_takes_over_within_15_seconds(yard: Yard, namespace: str) -> None:
     job = yard.api.apply(counting("steady", namespace, yard.trainer_image, nodes=2, steps=150))
-    job.wait_step(3)
+    wait_kept(yard, job, 3)
     pods = {pod["metadata"]["uid"] for pod in job.pods()}
     seconds = yard.kill_leader()
     assert seconds <= 15
@@ -56,7 +56,7 @@ def test_a_follower_takes_over_within_15_seconds(yard: Yard, namespace: str) -> 
 
 def test_deletion_with_the_operator_down(yard: Yard, namespace: str) -> None:
     job = yard.api.apply(counting("orphan", namespace, yard.trainer_image, nodes=2, steps=1000))
-    job.wait_step(1)
+    wait_kept(yard, job, 1)
     with yard.operator_down():
         job.delete()
         job.wait_gone(60)

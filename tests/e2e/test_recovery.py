@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from e2e.manifests import counting, training
+from e2e.manifests import counting, training, wait_kept
 from harness.installation import Yard
 from harness.job import Job, Object, progress
 
@@ -34,7 +34,7 @@ def incarnations(job: Job) -> dict[int, int]:
 
 def test_a_killed_rank_starts_again_in_its_pod(yard: Yard, namespace: str) -> None:
     job = yard.api.apply(counting("rank-killed", namespace, yard.trainer_image, nodes=2, procs=2, steps=40))
-    job.wait_step(5)
+    wait_kept(yard, job, 5)
     before = {pod["metadata"]["uid"] for pod in job.pods()}
     kill_rank(yard, job, "rank-killed-1-1")
     status = job.wait_state("Succeeded")
@@ -49,7 +49,7 @@ def test_a_killed_rank_starts_again_in_its_pod(yard: Yard, namespace: str) -> No
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_lost_pod_is_replaced_and_its_peers_stay(yard: Yard, namespace: str, index: int) -> None:
     job = yard.api.apply(counting(f"pod-lost-{index}", namespace, yard.trainer_image, nodes=2, steps=40))
-    job.wait_step(5)
+    wait_kept(yard, job, 5)
     other = job.pod(1 - index)
     assert other is not None
     job.kill_pod(f"pod-lost-{index}-{index}-1")
@@ -63,7 +63,7 @@ def test_a_lost_pod_is_replaced_and_its_peers_stay(yard: Yard, namespace: str, i
 
 def test_a_deleted_pod_is_moved_with_a_checkpoint(yard: Yard, namespace: str) -> None:
     job = yard.api.apply(counting("moved", namespace, yard.trainer_image, nodes=2, steps=50))
-    job.wait_step(5)
+    wait_kept(yard, job, 5)
     yard.api.core.delete_namespaced_pod("moved-1-1", namespace)
     job.wait_state("Succeeded")
     starts = [line.split() for line in (yard.volume(namespace) / "moved" / "starts-1").read_text().splitlines()]
@@ -86,13 +86,13 @@ def test_the_trainer_goes_on_from_its_checkpoint(yard: Yard, namespace: str) -> 
 def test_a_dead_kubelet_replaces_nothing_while_steps_go_on(yard: Yard, namespace: str) -> None:
     yard.needs("kubelet")
     job = yard.api.apply(counting("kubelet-dead", namespace, yard.trainer_image, nodes=2, steps=90))
-    job.wait_step(3)
+    wait_kept(yard, job, 3)
     pod = job.pod(1)
     assert pod is not None
     node = pod["spec"]["nodeName"]
     yard.cluster.stop("kubelet", node)
     try:
-        job.wait_step(75, 120)  # 14 s at least, past the moment at which the node is declared unknown
+        wait_kept(yard, job, 75, 120)  # 14 s at least, past the moment at which the node is declared unknown
         assert incarnations(job) == {0: 1, 1: 1}
         assert job.status()["restarts"] == {"total": 0, "counted": 0}
     finally:
@@ -103,7 +103,7 @@ def test_a_dead_kubelet_replaces_nothing_while_steps_go_on(yard: Yard, namespace
 def test_a_lost_node_is_replaced(yard: Yard, namespace: str) -> None:
     yard.needs("cut-network")
     job = yard.api.apply(counting("node-lost", namespace, yard.trainer_image, nodes=2, steps=150))
-    job.wait_step(5)
+    wait_kept(yard, job, 5)
     pod = job.pod(1)
     assert pod is not None
     node = pod["spec"]["nodeName"]
@@ -111,7 +111,7 @@ def test_a_lost_node_is_replaced(yard: Yard, namespace: str) -> None:
     try:
         job.wait("a new incarnation", lambda _: incarnations(job).get(1, 1) == 2, 120)
         before = progress(job.status())
-        job.wait_step(before + 3, 120)
+        wait_kept(yard, job, before + 3, 120)
     finally:
         yard.cluster.mend_network(node)
     status = job.wait_state("Succeeded")
@@ -124,7 +124,7 @@ def start_and_fail(yard: Yard, namespace: str, name: str, code: int, policy: Obj
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
     job = yard.api.apply(counting(name, namespace, yard.trainer_image, nodes=2, steps=25, failurePolicy=policy))
-    job.wait_step(3)
+    wait_kept(yard, job, 3)
     (folder / "fail-1").write_text(str(code))
     (folder / "fail-1").chmod(0o666)
     return job

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from e2e.manifests import counting, training
+from e2e.manifests import counting, training, wait_kept
 from harness.installation import Yard
 from harness.job import progress
 
@@ -37,7 +37,7 @@ def test_a_users_own_script_in_an_image_without_trainyard(yard: Yard, namespace:
 
 def test_suspend_saves_and_resume_goes_on(yard: Yard, namespace: str) -> None:
     job = yard.api.apply(counting("paused", namespace, yard.trainer_image, steps=40))
-    job.wait_step(5)
+    wait_kept(yard, job, 5)
     job.patch({"suspend": True})
     status = job.wait_state("Suspended")
     assert job.pods() == []
@@ -55,7 +55,7 @@ def test_suspend_saves_and_resume_goes_on(yard: Yard, namespace: str) -> None:
 
 def test_a_suspended_job_may_change_its_size(yard: Yard, namespace: str) -> None:
     job = yard.api.apply(counting("resized", namespace, yard.trainer_image, nodes=2, steps=30))
-    job.wait_step(3)
+    wait_kept(yard, job, 3)
     with pytest.raises(Exception, match="suspend"):
         job.patch({"numNodes": 1})
     job.patch({"suspend": True})
@@ -85,7 +85,7 @@ def test_the_deadline_ends_a_job(yard: Yard, namespace: str) -> None:
 
 def test_the_clock_of_the_deadline_restarts_on_resume(yard: Yard, namespace: str) -> None:
     job = yard.api.apply(counting("patient", namespace, yard.trainer_image, steps=50, activeDeadlineSeconds=14))
-    job.wait_step(20)
+    wait_kept(yard, job, 20)
     job.patch({"suspend": True})
     job.wait_state("Suspended")
     job.patch({"suspend": False})
@@ -113,7 +113,7 @@ def test_deletion_in_every_state(yard: Yard, namespace: str, moment: str) -> Non
     if moment == "starting":
         job.wait("a pod", lambda _: bool(job.pods()))
     if moment in ("running", "recovering", "suspended"):
-        job.wait_step(1)
+        wait_kept(yard, job, 1)
     if moment == "recovering":
         job.kill_pod(job.pods()[0]["metadata"]["name"])
     if moment == "suspended":
