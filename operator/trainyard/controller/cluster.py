@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from datetime import datetime
 from typing import Any, TypeVar
 
 from trainyard.api import API_VERSION, JOB_LABEL
@@ -28,6 +29,7 @@ class Cluster:
         self.wake: Callable[[str], None] = lambda key: None
         self.capacity: Callable[[], None] = lambda: None
         self.ledger = Ledger()
+        self.led_since: datetime | None = None  # when this operator last began to lead; what came before is hearsay
         self._client = client
         self._namespaces = frozenset(namespaces)
         self.jobs: Store[JobView] = Store(self._served(views.job_view))
@@ -58,6 +60,12 @@ class Cluster:
             watch("priority classes", "/apis/scheduling.k8s.io/v1/priorityclasses", self.classes),
         ]
         self._listen()
+
+    @property
+    def heard_since(self) -> datetime | None:
+        """Since when reports have been heard without a break; None: from the start."""
+        breaks = [watch.broken_at for watch in self.watches if watch.store is self.reports and watch.broken_at]
+        return max([*breaks, *([self.led_since] if self.led_since else [])], default=None)
 
     def serves(self, namespace: str) -> bool:
         """Whether jobs of this namespace are looked after."""

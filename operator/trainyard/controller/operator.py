@@ -10,6 +10,7 @@ import secrets
 import signal
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from trainyard import __version__
 from trainyard.build import BuildSettings
@@ -123,6 +124,7 @@ class Operator:
             self.client.gate = self.lease.seconds_left
             await self.lease.acquire()
         self.cluster.nudge()
+        self.cluster.led_since = datetime.now(UTC)
         self.leading = True
         self.metrics.leader.set(1)
         try:

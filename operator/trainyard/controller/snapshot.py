@@ -68,7 +68,7 @@ def take(cluster: Cluster, job: JobView, memory: Memory, *, rendered: RenderedJo
         rendering=rendering, refusal=memory.refusal,
         world=world if (world := cluster.worlds.get(job.key)) and world.spec.job == job.uid else None,
         pods=tuple(each.view for each in ours), strangers=tuple(sorted(strangers)),
-        reports=tuple(each.report for each in cluster.reports_of(job)),
+        reports=tuple(each.report for each in cluster.reports_of(job)), heard_since=cluster.heard_since,
         nodes=_nodes(cluster, ours, demand),
         books=Books(nodes=cluster.node_views, used=cluster.ledger.used),
         quotas=_quotas(cluster, job.namespace, demand), ahead=ahead, settings=settings,

@@ -14,6 +14,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from trainyard.kube.client import ApiError, Client, Object
@@ -153,6 +154,7 @@ class Watch(Generic[T]):
         self.synced = asyncio.Event()
         self.beat = time.monotonic()  # when this loop last did anything at all
         self.heard = 0.0  # when the API server last said something; 0: never
+        self.broken_at: datetime | None = None  # when it last could not be heard; None: it always could
         self.relists = 0
         self.failures = 0
         self.missed = 0  # deletions that only a list showed
@@ -198,6 +200,8 @@ class Watch(Generic[T]):
                 self.failures += 1
                 if error.status == 410:
                     version = 0
+                else:
+                    self.broken_at = datetime.now(UTC)
                 log.log(logging.INFO if error.status in (0, 410) else logging.WARNING,
                         "watch of %s broke, trying again: %s", self.name, error)
                 pause = max(error.retry_after or 0.0, wait * random.uniform(0.5, 1.5))

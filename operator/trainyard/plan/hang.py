@@ -21,9 +21,12 @@ def hang(turn: Turn) -> Turn:
     limit, last, formed = allowance(turn), last_step_at(turn), turn.gang.formed_at
     if limit is None or formed is None:
         return turn
-    silent = seconds_between(max(last or formed, formed), turn.now)
-    if silent < limit:
-        return turn.look_again(limit - silent)
+    since = max(last or formed, formed)
+    # While the API server is away nobody can report a step; ranks that train on are not to be blamed for that.
+    listened = seconds_between(max(since, turn.snap.heard_since or since), turn.now)
+    if listened < limit:
+        return turn.look_again(limit - listened)
+    silent = seconds_between(since, turn.now)
     step = turn.status.progress.step if turn.status.progress else 0
     words = f"no step was finished for {int(silent)} s after step {step:,}"
     if turn.world.cause.counted >= turn.spec.failure_policy.max_restarts:

@@ -153,6 +153,7 @@ class Snapshot:
     pods: tuple[PodView, ...] = ()  # unfinished and finished ones, of this job UID
     strangers: tuple[str, ...] = ()  # pods of the names we would use that belong to somebody else
     reports: tuple[Report, ...] = ()
+    heard_since: datetime | None = None  # since when reports were heard without a break; None: as long as it matters
     nodes: Mapping[str, NodeState] = field(default_factory=dict)
     books: Books = field(default_factory=lambda: Books(nodes={}))
     quotas: tuple[Quota, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -259,6 +260,15 @@ async def test_the_world_of_an_earlier_job_of_that_name_is_waited_for() -> None:
         await bench.run()
     assert bench.snapshots[-1].world is None
     assert not bench.wrote(PODS)
+
+
+async def test_a_plan_knows_since_when_reports_were_heard_without_a_break() -> None:
+    led, broke = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
+    bench = Bench(*(Plan(status()) for _ in range(3)))
+    for bench.cluster.led_since, broken in ((None, None), (led, None), (led, broke)):
+        next(watch for watch in bench.cluster.watches if watch.name == "reports").broken_at = broken
+        await bench.run()
+    assert [snap.heard_since for snap in bench.snapshots] == [None, led, broke]
 
 
 async def test_no_write_when_nothing_changed() -> None:

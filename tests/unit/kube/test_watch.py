@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -159,6 +160,16 @@ async def test_a_lost_connection_goes_on_where_it_was() -> None:
     assert server.asked == [5, 5, 5, 8]
     assert watch.failures == 2
     assert server.lists == 1
+
+
+async def test_it_is_known_since_when_nothing_could_be_missed() -> None:
+    _, watch = await watched(listing(5), [{"type": "BOOKMARK", "object": thing("", 6, 0)}])
+    assert watch.broken_at is None
+    begun = datetime.now(UTC)
+    _, watch = await watched(listing(5), ApiError(0, "Unreachable", "reset"), ApiError(410, "Expired", "old"),
+                             listing(9))
+    assert watch.broken_at is not None
+    assert begun <= watch.broken_at <= datetime.now(UTC)
 
 
 async def test_a_list_whose_continuation_expired_begins_anew() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from unit.plan.builders import Case, condition, training, world_of
 
@@ -28,6 +30,17 @@ def test_hang(setting: object, pace: str, seconds: float, restarts: bool) -> Non
     world = world_of(made)
     assert (world.cause.kind, world.cause.counted, world.incarnations) == ("Hang", 1, {})
     assert "after step 20" in world.cause.culprit
+
+
+def test_steps_that_nobody_could_report_are_not_missed() -> None:
+    """After an outage of the API server the clock starts when reports can be heard again."""
+    case: Case = training().after(900)
+    assert world_of(case.plan()).cause.kind == "Hang"
+    case = case.but(heard_since=case.snap.now - timedelta(seconds=100))
+    made = case.plan()
+    assert made.actions == ()
+    assert made.requeue_after == pytest.approx(200)
+    assert "for 1101 s after step 20" in world_of(case.after(201).plan()).cause.culprit
 
 
 def test_a_program_that_reports_no_steps_is_left_alone() -> None:
