@@ -140,6 +140,7 @@ class Operator:
             self.leading = False
             self.queue.clear()
             self._added.clear()
+            self.reconciler.forget_all()  # nobody tells a follower's reconciler which jobs are gone
             self.metrics.leader.set(0)
             if self.options.leader_election:
                 await self.lease.release()

@@ -178,6 +178,11 @@ class Reconciler:
             raise
         self._cluster.jobs.put(raw)
 
+    def forget_all(self) -> None:
+        """Forget what was remembered of all jobs; only while none is being reconciled."""
+        self._memories.clear()
+        self._waitlist.clear()
+
     def _forget(self, key: str) -> None:
         self._memories.pop(key, None)
         self._waitlist.note(key, None)

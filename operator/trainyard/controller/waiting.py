@@ -47,6 +47,11 @@ class Waitlist:
         end = bisect.bisect_left(self._order, _order(key, priority, since))
         return tuple(self._jobs[name] for _, _, name in self._order[:end])
 
+    def clear(self) -> None:
+        """Forget all jobs; those that still wait are noted again when they are planned."""
+        self._jobs.clear()
+        self._order.clear()
+
     def capacity(self) -> None:
         """Some place may have come free."""
         if self._jobs:

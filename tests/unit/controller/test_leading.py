@@ -1,0 +1,41 @@
+"""What an operator remembers from one time of leading to the next."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from kubernetes.aio.client import Configuration
+from trainyard.controller.metrics import Metrics
+from trainyard.controller.operator import Operator
+from trainyard.controller.options import parse
+from trainyard.controller.snapshot import Memory
+from trainyard.kube.client import Client
+from trainyard.placement.books import Demand
+from trainyard.plan.types import Waiting
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+async def test_who_waited_then_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that was deleted while another operator led must not keep nodes from others for ever."""
+    operator = Operator(parse(["--no-leader-election"]), Client(Configuration()), Metrics())
+    led = asyncio.Event()
+
+    async def listed(*_: Any) -> None:
+        operator.waitlist.note("a/gone", Waiting("a/gone", 0, NOW, 2, Demand({"cpu": 1})))
+        operator.reconciler._memories["a/gone"] = Memory("u")
+        led.set()
+
+    monkeypatch.setattr(operator, "_list_jobs", listed)
+    leading = asyncio.create_task(operator._lead())
+    await led.wait()
+    assert operator.cluster.led_since is not None
+    leading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leading
+    assert len(operator.waitlist) == 0
+    assert operator.waitlist.ahead("a/new", 0, datetime.now(UTC)) == ()
+    assert operator.reconciler._memories == {}
