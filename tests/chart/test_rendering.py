@@ -129,7 +129,7 @@ def test_the_operator_understands_its_environment(monkeypatch: pytest.MonkeyPatc
     from trainyard.controller.options import parse
 
     defaults = parse([])
-    given = EVERYTHING | {"operator.workers": 3, "operator.resyncSeconds": 60, "operator.stuckSeconds": 61,
+    given = EVERYTHING | {"operator.workers": 3, "operator.resyncSeconds": 60, "operator.stuckSeconds": 61, "operator.unreadyNodeSeconds": 9,
                           "operator.logLevel": "debug"}
     for name, value in environment(render(given)).items():
         monkeypatch.setenv(name, value)
@@ -137,6 +137,7 @@ def test_the_operator_understands_its_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("POD_NAMESPACE", NAMESPACE)
     options = parse([])
     assert (options.workers, options.resync_seconds, options.stuck_seconds, options.log_level) == (3, 60, 61, "DEBUG")
+    assert (options.pod_gone_seconds, options.unready_node_seconds, options.starvation_seconds) == (5, 9, 300)
     assert (options.identity, options.lease_namespace, options.port) == ("trainyard-0", NAMESPACE, 8080)
     assert options.namespaces == ("team-a", "team-b")
     assert options.image_pull_secrets == ("registry",)

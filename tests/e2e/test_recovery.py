@@ -102,20 +102,25 @@ def test_a_dead_kubelet_replaces_nothing_while_steps_go_on(yard: Yard, namespace
 
 def test_a_lost_node_is_replaced(yard: Yard, namespace: str) -> None:
     yard.needs("cut-network")
-    job = yard.api.apply(counting("node-lost", namespace, yard.trainer_image, nodes=2, steps=150))
-    wait_kept(yard, job, 5)
+    job = yard.api.apply(training("node-lost", namespace, steps=150))
+    job.wait("a checkpoint", lambda s: (s.get("checkpoint") or {}).get("durableStep", 0) >= 5, 240)
     pod = job.pod(1)
     assert pod is not None
     node = pod["spec"]["nodeName"]
     yard.cluster.cut_network(node)
     try:
-        job.wait("a new incarnation", lambda _: incarnations(job).get(1, 1) == 2, 120)
-        before = progress(job.status())
-        wait_kept(yard, job, before + 3, 120)
+        status = job.wait("a recovery", lambda s: bool(s["recoveries"]) and s["state"] == "Running", 180)
+        assert incarnations(job)[1] == 2
+        (recovery,) = status["recoveries"]
+        assert recovery["cause"] == "NodeLost"
+        assert node in recovery["culprit"]
+        replaced = job.pod(1)
+        assert replaced is not None
+        assert replaced["spec"]["nodeName"] != node
     finally:
         yard.cluster.mend_network(node)
-    status = job.wait_state("Succeeded")
-    assert status["restarts"]["counted"] == 0
+    status = job.wait_state("Succeeded", 300)
+    assert status["restarts"] == {"total": 1, "counted": 0}, "the pod that comes back is fenced and changes nothing"
 
 
 def start_and_fail(yard: Yard, namespace: str, name: str, code: int, policy: Object) -> Job:

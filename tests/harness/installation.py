@@ -39,6 +39,8 @@ class Yard:
             "--timeout", "120s",
             "--set", f"image.operator.repository={operator},image.operator.tag={operator_tag}",
             "--set", f"image.trainer.repository={trainer},image.trainer.tag={trainer_tag}",
+            # Nodes are known to be lost after 8 s here, not 40: the operator need not wait so long either.
+            "--set", "operator.unreadyNodeSeconds=10",
             *arguments,
         )  # fmt: skip
 

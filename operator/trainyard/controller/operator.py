@@ -57,7 +57,9 @@ class Operator:
         self.waitlist = Waitlist(self.queue)
         self.reconciler = Reconciler(
             client, self.cluster, self.waitlist, metrics, Events(client, options.identity), plan=plan, build=build,
-            settings=Settings(default_image=options.trainer_image))
+            settings=Settings(
+                pod_gone_seconds=options.pod_gone_seconds, unready_node_seconds=options.unready_node_seconds,
+                starvation_seconds=options.starvation_seconds, default_image=options.trainer_image))
         self.cluster.wake = self._wake
         self.cluster.capacity = self.waitlist.capacity
         self.jobs: JobWatch | None = None

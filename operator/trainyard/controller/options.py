@@ -29,6 +29,9 @@ class Options:
     log_level: str
     resync_seconds: float
     stuck_seconds: float
+    pod_gone_seconds: float
+    unready_node_seconds: float
+    starvation_seconds: float
 
 
 def parse(argv: Sequence[str] | None = None) -> Options:
@@ -53,6 +56,10 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     option("--log-level", "info", "debug, info, warning or error")
     option("--resync-seconds", "300", "seconds between two full lists of everything that is watched")
     option("--stuck-seconds", "300", "seconds of one reconcile after which /healthz fails")
+    option("--pod-gone-seconds", "5", "seconds after which a deleted pod that does not go is replaced")
+    option("--unready-node-seconds", "40",
+           "seconds after which the pods of a NotReady node are replaced, if their job finishes no steps either")
+    option("--starvation-seconds", "300", "seconds after which a waiting job's places are kept from younger jobs")
     parser.add_argument("--kubeconfig", default=None, help="default: $KUBECONFIG, else the pod's service account")
     parser.add_argument("--no-leader-election", action="store_true",
                         help="lead at once; only for one operator alone, such as a developer's")
@@ -69,7 +76,10 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         lease_name=given.lease_name, lease_namespace=given.lease_namespace, identity=given.identity,
         log_level=given.log_level.upper(),
         resync_seconds=_number(parser, "--resync-seconds", given.resync_seconds, 5, 86400),
-        stuck_seconds=_number(parser, "--stuck-seconds", given.stuck_seconds, 10, 86400))
+        stuck_seconds=_number(parser, "--stuck-seconds", given.stuck_seconds, 10, 86400),
+        pod_gone_seconds=_number(parser, "--pod-gone-seconds", given.pod_gone_seconds, 0, 86400),
+        unready_node_seconds=_number(parser, "--unready-node-seconds", given.unready_node_seconds, 1, 86400),
+        starvation_seconds=_number(parser, "--starvation-seconds", given.starvation_seconds, 0, 86400))
 
 
 def _names(text: str) -> tuple[str, ...]:
