@@ -129,7 +129,8 @@ def test_the_operator_understands_its_environment(monkeypatch: pytest.MonkeyPatc
     from trainyard.controller.options import parse
 
     defaults = parse([])
-    given = EVERYTHING | {"operator.workers": 3, "operator.resyncSeconds": 60, "operator.stuckSeconds": 61, "operator.unreadyNodeSeconds": 9,
+    given = EVERYTHING | {"operator.workers": 3, "operator.resyncSeconds": 60, "operator.stuckSeconds": 61,
+                          "operator.unreadyNodeSeconds": 9,
                           "operator.logLevel": "debug"}
     for name, value in environment(render(given)).items():
         monkeypatch.setenv(name, value)

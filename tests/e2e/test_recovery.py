@@ -7,7 +7,7 @@ import re
 import pytest
 from e2e.manifests import counting, training, wait_kept
 from harness.installation import Yard
-from harness.job import Job, Object, progress
+from harness.job import Job, Object
 
 
 def kill_rank(yard: Yard, job: Job, pod: str, rank: int = 0) -> None:
