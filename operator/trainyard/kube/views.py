@@ -162,7 +162,8 @@ def pod_view(raw: Object, index: int, incarnation: int) -> PodView:
     trainer = _trainer(status)
     state = trainer.get("state") or {}
     ended = state.get("terminated") or {}
-    reason, message = _trouble(status, ended)
+    init, init_ended = _failed_init(spec, status)
+    reason, message = _trouble(status, init_ended or ended)
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled") or {}
     disrupted = conditions.get("DisruptionTarget") or {}
@@ -179,7 +180,9 @@ def pod_view(raw: Object, index: int, incarnation: int) -> PodView:
         deleting=instant(metadata.get("deletionTimestamp")),
         ip=status.get("podIP") or None,
         exit_code=ended.get("exitCode"),
-        oom=ended.get("reason") == "OOMKilled",
+        failed_init=init,
+        init_exit_code=init_ended.get("exitCode"),
+        oom="OOMKilled" in (ended.get("reason"), init_ended.get("reason")),
         reason=reason,
         message=message[:4096],
         unschedulable=(scheduled.get("message") or "")[:4096] if scheduled.get("status") == "False" else "",
@@ -193,6 +196,16 @@ def _trainer(status: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
+def _failed_init(spec: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Name and end of the init container that failed; sidecars, which may end as they like, are none."""
+    sidecars = {each["name"] for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"}
+    for container in status.get("initContainerStatuses") or ():
+        ended = (container.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode") and container["name"] not in sidecars:
+            return str(container["name"]), ended
+    return "", {}
+
+
 def _trouble(status: Mapping[str, Any], ended: Mapping[str, Any]) -> tuple[str, str]:
     """Reason and message of what keeps the pod from running, or of its end."""
     if status.get("reason"):
@@ -201,11 +214,6 @@ def _trouble(status: Mapping[str, Any], ended: Mapping[str, Any]) -> tuple[str, 
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") and waiting["reason"] not in ("PodInitializing", "ContainerCreating"):
             return waiting["reason"], waiting.get("message") or ""
-    for container in status.get("initContainerStatuses") or ():
-        failed = (container.get("state") or {}).get("terminated") or {}
-        if failed.get("exitCode"):
-            return failed.get("reason") or "Error", failed.get("message") or f"init container {container['name']} " \
-                f"ended with exit code {failed['exitCode']}"
     return ended.get("reason") or "", ended.get("message") or ""
 
 

@@ -25,6 +25,7 @@ DEVICE_SECONDS = 20.0  # UnexpectedAdmissionError: a device plugin that starts a
 REFUSED_SECONDS = 120.0  # a node that refused a pod, or that the scheduler would not have
 BROKEN_SECONDS = 300.0  # a node on which a pod that starts elsewhere does not start
 UNSCHEDULABLE_PATIENCE = 5.0  # the scheduler looks again when something changes
+UNPINNED_PAUSE = 5.0  # nothing keeps the successor of a pod that Trainyard did not place from the same node
 CONTAINER_PATIENCE = 20.0  # kubelet tries again by itself
 
 
@@ -73,7 +74,8 @@ def hindrance(turn: Turn, pod: PodView) -> Hindrance | None:
     age = seconds_between(pod.created, turn.now)
     if pod.ended:
         text = f"{pod.reason or 'the pod failed before it ran'}{': ' + pod.message if pod.message else ''}"
-        return Hindrance(text, 0.0, DEVICE_SECONDS if pod.reason == "UnexpectedAdmissionError" else REFUSED_SECONDS)
+        wait = 0.0 if pod.pinned else UNPINNED_PAUSE - age
+        return Hindrance(text, wait, DEVICE_SECONDS if pod.reason == "UnexpectedAdmissionError" else REFUSED_SECONDS)
     if pod.started:
         return None
     if pod.deleting is not None:

@@ -144,5 +144,6 @@ def _rank(turn: Turn, report: Report) -> Ended:
 def _container(turn: Turn, pod: PodView) -> Ended:
     oom = "killed by the kernel for want of memory (OOM); raise the container's memory limit"
     why = oom if pod.oom else pod.message or pod.reason
-    code = pod.exit_code if pod.exit_code is not None else 137
-    return Ended(pod.index, pod.name, pod.node, f"container of pod {pod.name}", code, why, turn.now, True)
+    code = next((code for code in (pod.exit_code, pod.init_exit_code) if code is not None), 137)
+    who = f"{f'init container {pod.failed_init}' if pod.failed_init else 'container'} of pod {pod.name}"
+    return Ended(pod.index, pod.name, pod.node, who, code, why, turn.now, True)

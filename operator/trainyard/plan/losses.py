@@ -31,8 +31,9 @@ def losses(turn: Turn) -> Turn:
 
 
 def own_failure(pod: PodView) -> bool:
-    """Whether the pod's container ended by its own doing; that is judged like the failure of a rank."""
-    return pod.ended and pod.deleting is None and (pod.oom or pod.exit_code not in FROM_OUTSIDE)
+    """Whether a container of the pod ended by its own doing; that is judged like the failure of a rank."""
+    failed = any(code not in FROM_OUTSIDE for code in (pod.exit_code, pod.init_exit_code))
+    return pod.ended and pod.deleting is None and (pod.oom or failed)
 
 
 def is_master(turn: Turn, index: int) -> bool:

@@ -31,7 +31,9 @@ class PodView:
     deleting: datetime | None = None  # deletionTimestamp: when its grace ends
     ip: str | None = None
     exit_code: int | None = None  # of the trainer container, if it terminated
-    oom: bool = False  # OOMKilled
+    failed_init: str = ""  # the init container that ended with a failure, which ends the pod
+    init_exit_code: int | None = None  # its exit code
+    oom: bool = False  # OOMKilled, the trainer container or that init container
     reason: str = ""  # status.reason, or the trainer/init container's waiting reason (ImagePullBackOff, ...)
     message: str = ""  # the message with it: waiting, unschedulable, termination
     unschedulable: str = ""  # message of PodScheduled=False

@@ -52,8 +52,8 @@ def test_labels_that_make_no_sense() -> None:
     assert views.own_pod(raw) is None
 
 
-def seen(status: dict[str, Any]) -> Any:
-    own = views.own_pod(pod(status))
+def seen(status: dict[str, Any], **spec: Any) -> Any:
+    own = views.own_pod(pod(status, **spec))
     assert own is not None
     return own.view
 
@@ -81,8 +81,19 @@ def test_an_image_that_cannot_be_pulled() -> None:
 def test_an_init_container_that_failed() -> None:
     view = seen({"phase": "Failed", "initContainerStatuses": [
         {"name": "drop", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]})
-    assert view.reason == "Error"
-    assert "drop" in view.message
+    assert (view.reason, view.failed_init, view.init_exit_code, view.exit_code) == ("Error", "drop", 1, None)
+
+
+def test_a_sidecar_that_was_ended_with_the_pod_is_no_init_container_that_failed() -> None:
+    ended = {"initContainerStatuses": [{"name": "log", "state": {"terminated": {"exitCode": 2, "reason": "Error"}}}]}
+    view = seen({"phase": "Failed"} | ended, initContainers=[{"name": "log", "restartPolicy": "Always"}])
+    assert (view.reason, view.failed_init, view.init_exit_code) == ("", "", None)
+
+
+def test_an_init_container_that_ran_out_of_memory() -> None:
+    view = seen({"phase": "Failed", "initContainerStatuses": [
+        {"name": "drop", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}]})
+    assert view.oom
 
 
 def test_reasons_of_the_pod_itself_come_first() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from trainyard.plan.types import CreatePod, DeletePod, PutWorld
-from unit.plan.builders import condition, of_type, rank_failure, training, world_of
+from unit.plan.builders import condition, of_type, placed, rank_failure, training, world_of
 
 RULES = {
     "rules": [
@@ -137,3 +137,17 @@ def test_containers_that_end_without_a_report(code: int, counted: int) -> None:
     made = training().pod(1, phase="Failed", started=False, exit_code=code).plan()
     world = world_of(made)
     assert (world.incarnations, world.cause.counted) == ({"1": 2}, counted)
+
+
+def test_an_init_container_that_fails_counts_and_ends_the_job_at_last() -> None:
+    """Else a gang whose preparation fails would be made again for ever, pod by pod."""
+    case = placed(failurePolicy={"maxRestarts": 1})
+    broken = {"phase": "Failed", "failed_init": "fetch", "reason": "Error", "message": "no route to host"}
+    case = case.pod(1, init_exit_code=6, **broken)
+    world = world_of(case.plan())
+    assert (world.cause.kind, world.cause.counted, world.incarnations) == ("RankFailed", 1, {"1": 2})
+    assert world.cause.culprit == "init container fetch of pod j-1-1 ended with exit code 6: no route to host"
+    case = case.applied().pod(1, init_exit_code=6, **broken)
+    assert condition(case.plan().status, "Failed")[1] == "MaxRestartsExceeded"
+    refused = placed().pod(1, init_exit_code=143, **broken).plan()
+    assert world_of(refused).cause.kind == "Start", "it was ended from outside"

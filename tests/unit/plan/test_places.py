@@ -63,6 +63,13 @@ def test_a_scheduler_of_its_own_gets_unpinned_pods() -> None:
     assert case.after(500).plan().actions == (), "how long a queue takes is the queue's business"
 
 
+def test_an_unpinned_pod_that_its_node_refuses_is_not_made_again_at_once() -> None:
+    """Nothing keeps its successor from the same node."""
+    case = placed(placement="Scheduler").pod(0, node="n0", phase="Failed", reason="UnexpectedAdmissionError")
+    assert case.after(4).plan().actions == ()
+    assert [pod.incarnation for pod in of_type(case.after(5).plan(), CreatePod)] == [2]
+
+
 def test_an_interrupted_creation_is_completed_under_the_same_names() -> None:
     made = placed(3).without_pod(1).plan()
     assert of_type(made, PutWorld) == []
