@@ -44,7 +44,7 @@ class Cause(Lenient):
 class WorldSpec(Lenient):
     """Written by the operator alone, always with a resourceVersion."""
 
-    model_config = ConfigDict(json_schema_extra=rules(
+    model_config = ConfigDict(hide_input_in_errors=True, json_schema_extra=rules(
         ("self.generation >= oldSelf.generation", "generation only grows"),
         ("self.job == oldSelf.job", "job cannot be changed"),
     ))
@@ -63,7 +63,7 @@ class WorldSpec(Lenient):
     """Incarnation by index, for indices that were ever replaced; all others have 1."""
     master: Master = Field(default_factory=Master)
     """Where members meet."""
-    token: Annotated[str, Field(min_length=16, max_length=128)]
+    token: Annotated[str, Field(min_length=16, max_length=128, repr=False)]
     """Secret of this job's members; authenticates them to each other."""
     cause: Cause = Field(default_factory=Cause)
     """Why this generation exists."""

@@ -144,3 +144,10 @@ def test_a_report_that_makes_no_sense_is_left_out() -> None:
     raw = report(1)
     raw["spec"]["index"] = "three"
     assert views.report(raw) is None
+
+
+def test_a_world_that_makes_no_sense_is_left_out_without_its_secret(caplog: pytest.LogCaptureFixture) -> None:
+    raw = {"metadata": {"namespace": "a", "name": "j", "resourceVersion": "1"}, "spec": {"token": "s3cret"}}
+    assert views.world(raw) is None
+    assert "generation" in caplog.text
+    assert "s3cret" not in caplog.text
