@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from datetime import UTC, datetime
 
 from trainyard.api.job import TrainingJobSpec
@@ -27,6 +28,7 @@ from trainyard.plan.types import Refusal
 
 log = logging.getLogger(__name__)
 
+_MISSING = re.compile(r"serviceaccount .* not found|no PriorityClass with name .* was found|RuntimeClass .* not found")
 FIELD_MANAGER = "trainyard-operator"
 
 
@@ -52,7 +54,7 @@ async def admit(client: Client, job: JobView, spec: TrainingJobSpec, settings: B
     except NameTaken as error:
         return refuse("NameTaken", str(error), False)
     except ApiError as error:
-        if error.transient or error.not_found:
+        if error.transient or error.not_found or error.conflict:  # a quota that many charge at once conflicts
             raise
         reason, permanent = classify(error)
         log.info("the API server refused the job's pod or what belongs to it: %s", error)
@@ -71,7 +73,8 @@ def classify(error: ApiError) -> tuple[str, bool]:
         return "OperatorForbidden", False  # the operator's own rights: a matter for whoever installed it
     if error.status == 403 and "failed quota" in text:
         return "QuotaExceeded", True  # a quota wants requests that the template does not state
-    return "TemplateRefused", True
+    # A service account, priority or runtime class that the template names may be applied after the job.
+    return "TemplateRefused", not (error.status == 403 and _MISSING.search(text))
 
 
 async def load(client: Client, job: JobView, name: str) -> RenderedJob | None:

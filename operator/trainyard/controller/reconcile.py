@@ -144,7 +144,7 @@ class Reconciler:
             memory.strangers[taken.name] = time.monotonic() + _STRANGER_SECONDS
             raise
         except ApiError as error:
-            if not error.transient:  # nobody would see it otherwise: the status is not written
+            if not error.transient and not error.conflict:  # nobody would see it otherwise: the status is not written
                 reason, _ = classify(error)
                 await self._events.send(job, "Warning", f"Failed{reason}" if reason == "QuotaExceeded" else
                                         "FailedApply", f"The API server says: {error.message}")

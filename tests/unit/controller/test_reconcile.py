@@ -171,6 +171,20 @@ async def test_trouble_of_the_api_server_is_no_refusal() -> None:
     assert not bench.wrote("status")
 
 
+async def test_a_quota_that_others_charge_at_the_same_moment_is_no_refusal() -> None:
+    crowded = ApiError(409, "Conflict", 'Operation cannot be fulfilled on resourcequotas "q": it has been modified')
+    bench = Bench(Plan(status(), (Admit(),)))
+    bench.api.trouble[f"POST {PODS}"] = crowded
+    with pytest.raises(ApiError):
+        await bench.run()
+    bench, _ = await admitted()
+    bench.plans = [Plan(status(pods=1), (CreatePod(0, 1, "n1"),))]
+    bench.api.trouble[f"POST {PODS}"] = crowded
+    with pytest.raises(ApiError):
+        await bench.run()
+    assert not bench.wrote("events"), "nobody needs to hear of it"
+
+
 async def test_pods_are_in_the_books_until_they_are_created_and_then_by_themselves() -> None:
     bench, _ = await admitted()
     seen: list[tuple[int, int]] = []
@@ -297,6 +311,10 @@ async def test_a_pod_with_another_uid_is_not_deleted() -> None:
     (403, 'pods is forbidden: User "system:serviceaccount:o:o" cannot create resource "pods"',
      ("OperatorForbidden", False)),
     (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest": privileged', ("TemplateRefused", True)),
+    (403, 'pods "x" is forbidden: error looking up service account a/s: serviceaccount "s" not found',
+     ("TemplateRefused", False)),
+    (403, 'pods "x" is forbidden: no PriorityClass with name p was found', ("TemplateRefused", False)),
+    (403, 'pods "x" is forbidden: pod rejected: RuntimeClass "r" not found', ("TemplateRefused", False)),
     (422, "Pod is invalid: spec.containers[0].image: Required value", ("TemplateRefused", True)),
     (400, "strict decoding error: unknown field \"spec.containrs\"", ("TemplateRefused", True))])
 def test_classification(code: int, message: str, expected: tuple[str, bool]) -> None:
