@@ -60,7 +60,11 @@ def moves(turn: Turn) -> Turn:
     if not leaving:
         return turn
     seconds = min(mover.seconds for mover in leaving.values())
-    if not _can_save(turn, leaving, seconds):
+    if seconds < LEAST_SECONDS:  # killed rather than moved: nothing can be saved, and steps are lost
+        hurried = {index: mover for index, mover in leaving.items() if mover.seconds < LEAST_SECONDS}
+        turn = turn.with_faults(Fault("PodLost", _words(hurried), turn.now, frozenset(hurried)))
+        return _with_move(turn, {index: mover for index, mover in leaving.items() if index not in hurried})
+    if not _can_save(turn, leaving):
         return _with_move(turn, leaving)
     return _drain(turn, leaving, seconds)
 
@@ -69,12 +73,11 @@ def _is_started(turn: Turn, index: int) -> bool:
     return turn.gang.holders[index].started
 
 
-def _can_save(turn: Turn, leaving: dict[int, Mover], seconds: float) -> bool:
+def _can_save(turn: Turn, leaving: dict[int, Mover]) -> bool:
     rendering, gang = turn.snap.rendering, turn.gang
     there = all(not unreachable(turn.snap, gang.holders[index]) for index in leaving)
     return (
-        there and seconds >= LEAST_SECONDS and rendering is not None and rendering.checkpoint
-        and gang.said("RankFailed") is None
+        there and rendering is not None and rendering.checkpoint and gang.said("RankFailed") is None
     )  # fmt: skip
 
 

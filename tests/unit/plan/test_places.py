@@ -175,13 +175,12 @@ def test_a_deleted_pod_is_moved_after_a_drain() -> None:
 @pytest.mark.parametrize(
     ("case", "drains"),
     [
-        (training().pod(1, deleting=NOW + timedelta(seconds=3)), False),
         (training().pod(1, disruption="PreemptionByScheduler"), True),
         (training().node("n1", ready=True, no_execute="maintenance"), True),
         (training().report(1, "Stopping"), True),
         (training().node("n1", ready=True, cordoned=True), None),
     ],
-    ids=["no time", "preempted", "tainted", "told to stop", "cordoned"],
+    ids=["preempted", "tainted", "told to stop", "cordoned"],
 )
 def test_moves(case: Case, drains: bool | None) -> None:
     made = case.plan()
@@ -189,9 +188,17 @@ def test_moves(case: Case, drains: bool | None) -> None:
         assert made.actions == ()
         return
     world = world_of(made)
-    assert world.phase == ("Drain" if drains else "Run")
+    assert world.phase == "Drain"
     assert world.cause.kind == "Moved"
     assert world.cause.total == 0
+
+
+def test_a_pod_deleted_without_time_to_save_is_lost() -> None:
+    """kubectl delete --force is no move: whether its pod is still seen for a moment or not, it is told alike."""
+    made = training().pod(1, deleting=NOW + timedelta(seconds=3)).plan()
+    world = world_of(made)
+    assert (world.phase, world.cause.kind, world.cause.total, world.cause.counted) == ("Run", "PodLost", 1, 0)
+    assert world.incarnations == {"1": 2}
 
 
 def test_without_a_volume_nothing_can_be_saved() -> None:
