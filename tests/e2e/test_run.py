@@ -24,7 +24,8 @@ def test_the_shipped_trainer_runs_to_the_end(yard: Yard, namespace: str) -> None
     assert list(export.glob("*.safetensors"))
     reasons = [event["reason"] for event in job.events()]
     assert "Succeeded" in reasons
-    assert [pod["status"]["phase"] for pod in job.pods()] == ["Succeeded", "Succeeded"], "finished pods keep their logs"
+    both = ["Succeeded", "Succeeded"]
+    job.wait("finished pods that keep their logs", lambda _: [p["status"]["phase"] for p in job.pods()] == both, 60)
 
 
 def test_a_users_own_script_in_an_image_without_trainyard(yard: Yard, namespace: str) -> None:
