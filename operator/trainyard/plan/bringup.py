@@ -25,6 +25,8 @@ DEVICE_SECONDS = 20.0  # UnexpectedAdmissionError: a device plugin that starts a
 REFUSED_SECONDS = 120.0  # a node that refused a pod, or that the scheduler would not have
 BROKEN_SECONDS = 300.0  # a node on which a pod that starts elsewhere does not start
 UNSCHEDULABLE_PATIENCE = 5.0  # the scheduler looks again when something changes
+UNSCHEDULABLE = "Unschedulable: "
+MOST_NODES = 4  # once the scheduler has refused so many, it is not the nodes: the gang is withdrawn
 UNPINNED_PAUSE = 5.0  # nothing keeps the successor of a pod that Trainyard did not place from the same node
 CONTAINER_PATIENCE = 20.0  # kubelet tries again by itself
 
@@ -45,7 +47,7 @@ def bringup(turn: Turn) -> Turn:
     stuck: dict[int, Hindrance] = {}
     for index, pod in turn.gang.holders.items():
         found = hindrance(turn, pod)
-        if found is None or found.wait == float("inf"):
+        if found is None or found.wait == float("inf") or is_hopeless(turn, pod):
             continue
         if found.wait <= 0:
             stuck[index] = found
@@ -82,7 +84,7 @@ def hindrance(turn: Turn, pod: PodView) -> Hindrance | None:
         return Hindrance("deleted before it ran", 0.0, 0.0)
     if pod.unschedulable and pod.node is None:
         wait = UNSCHEDULABLE_PATIENCE - age if pod.pinned else float("inf")
-        return Hindrance(f"Unschedulable: {pod.unschedulable}", wait, REFUSED_SECONDS)
+        return Hindrance(UNSCHEDULABLE + pod.unschedulable, wait, REFUSED_SECONDS)
     text = f"{pod.reason}{': ' + pod.message if pod.message else ''}"
     if pod.reason in IMAGE | CONTAINER and _starts_elsewhere(turn, pod):
         return Hindrance(text, CONTAINER_PATIENCE - age, BROKEN_SECONDS)
@@ -91,6 +93,13 @@ def hindrance(turn: Turn, pod: PodView) -> Hindrance | None:
         words = text if pod.reason in IMAGE | CONTAINER else f"did not start within {turn.spec.schedule_seconds} s"
         return Hindrance(words, slow, BROKEN_SECONDS)
     return Hindrance(text, float("inf"), 0.0) if pod.reason in IMAGE | CONTAINER else None
+
+
+def is_hopeless(turn: Turn, pod: PodView) -> bool:
+    """Whether yet another node would hardly help a pod that the scheduler cannot bind (a volume, say)."""
+    refused = sum(entry.reason.startswith(UNSCHEDULABLE) for entry in turn.status.avoid)
+    stuck = bool(pod.unschedulable) and pod.node is None and pod.pinned is not None
+    return stuck and refused >= MOST_NODES and not trained(turn.gang, turn.world)
 
 
 def _starts_elsewhere(turn: Turn, pod: PodView) -> bool:

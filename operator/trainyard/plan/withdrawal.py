@@ -6,7 +6,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from trainyard.api.protocol import Master
-from trainyard.plan.bringup import hindrance
+from trainyard.plan.bringup import UNSCHEDULABLE_PATIENCE, hindrance, is_hopeless
 from trainyard.plan.conditions import find
 from trainyard.plan.gang import trained
 from trainyard.plan.losses import active
@@ -21,7 +21,7 @@ LONGEST_BACKOFF = 300.0
 
 
 def withdrawal(turn: Turn) -> Turn:
-    """After scheduleSeconds without all pods started: every place fenced, every pod deleted, a time to try again."""
+    """After scheduleSeconds without all pods started, or when no node seems to do: every place fenced, every pod deleted, a time to try again."""
     if turn.gang.formed:
         return turn.note(withdrawals=0, retry_at=None)
     if not active(turn) or trained(turn.gang, turn.world) or not turn.gang.holders:
@@ -42,11 +42,14 @@ def _waits(pod: PodView) -> bool:
 
 
 def _left(turn: Turn, pod: PodView) -> float:
-    return turn.spec.schedule_seconds - seconds_between(pod.created, turn.now)
+    limit = UNSCHEDULABLE_PATIENCE if is_hopeless(turn, pod) else turn.spec.schedule_seconds
+    return limit - seconds_between(pod.created, turn.now)
 
 
 def _words(turn: Turn, pod: PodView) -> str:
     found = hindrance(turn, pod)
+    if found and is_hopeless(turn, pod):
+        return f"the scheduler can bind pod {pod.name} to none of the nodes it was given: {found.text}"
     return f"pod {pod.name} did not start within {turn.spec.schedule_seconds} s{': ' + found.text if found else ''}"
 
 

@@ -104,6 +104,21 @@ def test_a_pod_that_cannot_start_is_placed_again_alone(changes: dict[str, object
     assert [entry.node for entry in made.status.avoid] == ["n1"]
 
 
+def test_a_pod_that_no_node_can_take_is_withdrawn_with_its_gang_however_many_nodes_there_are() -> None:
+    """A volume that cannot be mounted anywhere: not one pod every 5 s, node by node, for ever."""
+    case, made = placed().but(books=books(1000)), 0
+    for _ in range(300):
+        if len(case.snap.pods) == 2:
+            case = case.pod(1, node=None, unschedulable="volume node affinity conflict")
+        made += len(of_type(case.plan(), CreatePod))
+        case = case.applied().after(1)
+        if case.snap.status.withdrawals:
+            break
+    assert case.snap.status.withdrawals == 1
+    assert made <= 8
+    assert "volume node affinity conflict" in condition(case.snap.status, "Scheduled")[2]
+
+
 def test_where_every_other_node_is_avoided_the_reason_says_until_when() -> None:
     two = replace(books(2), used={"n0": {"cpu": 1000, "pods": 1}})
     case = started_but(1).but(books=two).pod(1, phase="Failed", reason="UnexpectedAdmissionError")
