@@ -21,7 +21,8 @@ LONGEST_BACKOFF = 300.0
 
 
 def withdrawal(turn: Turn) -> Turn:
-    """After scheduleSeconds without all pods started, or when no node seems to do: every place fenced, every pod deleted, a time to try again."""
+    """After scheduleSeconds without all pods started, or when no node seems to do: every place fenced, every pod
+    deleted, a time to try again."""
     if turn.gang.formed:
         return turn.note(withdrawals=0, retry_at=None)
     if not active(turn) or trained(turn.gang, turn.world) or not turn.gang.holders:
