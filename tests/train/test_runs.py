@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +67,48 @@ def test_killed_run_goes_on_to_the_same_digits(tmp_path: Path, config: dict[str,
     assert steps_of(resumed, first, 31) == steps_of(never, first, 31)
 
 
-def test_drain_saves_at_one_step_and_exits_75(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_drain_saves_at_one_step_and_exits_75(tmp_path: Path, config: dict[str, Any], corpus: Path) -> None:
+    """In the middle of an evaluation that would take hours."""
     config["steps"] = 100_000
-    with Gang(tmp_path / "first", [config] * 2, checkpoint=tmp_path / "ck", every=1000) as gang:
-        gang.wait_for(lambda progress: progress.get("step", 0) >= 3)
+    endless = {**config, "evaluate": {"every": 4, "steps": 1 << 20, "data": [{"path": str(corpus / "held-out.txt")}]}}
+    with Gang(tmp_path / "first", [endless] * 2, checkpoint=tmp_path / "ck", every=1000) as gang:
+        gang.wait_for(lambda progress: progress.get("step", 0) >= 4)
         gang.drain.touch()
         drained = gang.wait(30)
         saved = gang.progress()["durableStep"]
     assert drained.codes == [75, 75], drained.text
-    assert max(drained.losses) == saved
+    assert max(drained.losses) == saved == 4
     config["steps"] = saved + 3
     resumed = train(tmp_path / "second", config, checkpoint=tmp_path / "ck", generation="2")
     assert resumed.codes == [0, 0], resumed.text
     assert sorted(resumed.losses) == [saved + 1, saved + 2, saved + 3]
+
+
+SLOW_DATA = """
+import runpy, sys, time
+from datetime import timedelta
+from trainer import distributed
+from trainer.data import batches
+distributed.TIMEOUT = timedelta(seconds=3)
+batches._prepare_missing = lambda *_: time.sleep(1000)
+sys.argv = ["trainer"]
+runpy.run_module("trainer", run_name="__main__")
+"""
+
+
+def test_tokenising_may_take_longer_than_a_collective_and_can_be_drained(tmp_path: Path,
+                                                                         config: dict[str, Any]) -> None:
+    config["data"]["cache"] = str(tmp_path / "cache")
+    with Gang(tmp_path / "run", [config] * 2, checkpoint=tmp_path / "ck", program=["-c", SLOW_DATA]) as gang:
+        deadline = time.monotonic() + 60
+        while "waits while rank 0 prepares" not in (gang.folder / "out-1").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(5)  # longer than the collectives' timeout
+        assert [process.poll() for process in gang.processes] == [None, None], gang.kill().text
+        gang.drain.touch()
+        drained = gang.wait(20)
+    assert drained.codes == [75, 75], drained.text
 
 
 @pytest.fixture(scope="module")

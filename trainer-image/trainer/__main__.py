@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 
@@ -31,4 +32,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
+    for child in multiprocessing.active_children():  # they tokenise for a rank that was told to stop
+        child.kill()
     os._exit(code)  # threads and process groups of a broken gang must not keep the process alive

@@ -47,6 +47,10 @@ class Run:
     progress: Path | None
     drain: Path | None
 
+    def told_to_drain(self) -> bool:
+        """Is this rank to save and stop?"""
+        return self.drain is not None and self.drain.exists()
+
 
 def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[TrainConfig, Run]:
     """Configuration from `--config` or $TRAINYARD_TRAIN_CONFIG, and the rank's environment.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,11 +15,12 @@ import torch
 import torch.distributed as dist
 
 from trainer.config import Rank, rendezvous_defaults
-from trainer.errors import ConfigError, describe
+from trainer.errors import ConfigError, Drained, describe
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=30)  # of a collective; ranks wait in one while another prepares data
+TIMEOUT = timedelta(minutes=30)  # of a collective
+LOOK = 1.0  # s between two looks at each other while one rank works for long
 ALONE_TIMEOUT = timedelta(seconds=60)  # for a rank that only has to tell the others why it cannot take part
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
 
@@ -123,3 +125,36 @@ def tell_all(gang: Gang, work: Callable[[], T], ranks_per_teller: int | None = N
     told: Any = answers[gang.rank - gang.rank % group_size][0]
     result: T = told
     return result
+
+
+def tell_all_after_long_work(gang: Gang, work: Callable[[], T], stop: Callable[[], bool],
+                             ranks_per_teller: int | None = None) -> T:
+    """Like tell_all, for work of minutes or hours. Meanwhile the ranks keep meeting, so that no collective's timeout
+    runs out and the loss of a rank is noticed. Raises Drained on every rank once `stop` says so on any."""
+    answer: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answer.append(work())
+        except BaseException as error:  # raised again in the thread that asked
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="long work", daemon=True)
+    if gang.rank % (ranks_per_teller or gang.world_size) == 0:
+        thread.start()
+    busy = True
+    while busy:
+        if thread.ident is not None:
+            thread.join(LOOK)
+        states = gather(gang, (thread.is_alive(), stop()))
+        if any(stopped for _, stopped in states):
+            raise Drained
+        busy = any(alive for alive, _ in states)
+
+    def result() -> T:
+        if failure:
+            raise failure[0]
+        return answer[0]
+
+    return tell_all(gang, result, ranks_per_teller)

@@ -15,6 +15,10 @@ class ConfigError(Exception):
     and what to do. The rank exits with 78."""
 
 
+class Drained(Exception):
+    """Told to stop before there was anything to save. The rank exits with 75."""
+
+
 def one_line(text: object, limit: int = 1000) -> str:
     """`text` with all white space, line breaks included, made into single spaces, cut to `limit` characters."""
     line = " ".join(str(text).split())

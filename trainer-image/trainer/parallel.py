@@ -34,9 +34,15 @@ def apply(model: Any, over: DeviceMesh, precision: Precision, activation_checkpo
     fully_shard(model, mesh=over, mp_policy=policy, reshard_after_forward=False)
 
 
-def accumulate(model: Any, last: bool) -> None:
-    """Before a micro-batch: reduce gradients over the ranks after the `last` one of a step only."""
-    model.set_requires_gradient_sync(last)
+def accumulate(model: Any, layout: Layout, last: bool) -> None:
+    """Before a micro-batch: what is done with its gradients.
+
+    Shards are reduced after each one, for else every rank would hold the gradients of the whole model until the `last`
+    one of a step. Replicas add up what they have after the last one only."""
+    if layout.shard == 1:
+        model.set_requires_gradient_sync(last)
+    elif layout.data > 1:
+        model.set_requires_all_reduce(last)
 
 
 def parameter_count(model: nn.Module) -> int:

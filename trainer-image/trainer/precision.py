@@ -7,19 +7,25 @@ from typing import Any, Literal
 
 import torch
 
+from trainer.errors import ConfigError
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose(asked: str, device: torch.device) -> Precision:
-    """`auto` made definite: fp32 on a CPU, bf16 where the device has it, else fp16 (Ascend 910A)."""
-    if asked in ("fp32", "bf16", "fp16"):
-        return asked  # type: ignore[return-value]
+    """`auto` made definite: fp32 on a CPU, bf16 where the device has it, else fp16 (Ascend 910A).
+
+    Raises ConfigError for bf16 on a device without it."""
     if device.type == "cpu":
-        return "fp32"
+        return "fp32" if asked == "auto" else asked  # type: ignore[return-value]
     module: Any = getattr(torch, device.type)
-    return "bf16" if module.is_bf16_supported() else "fp16"
+    if asked in ("auto", "bf16") and module.is_bf16_supported():
+        return "bf16"
+    if asked == "bf16":
+        raise ConfigError(f"train.precision is bf16, which this device ({device.type}) does not have; use auto or fp16")
+    return "fp16" if asked == "auto" else asked  # type: ignore[return-value]
 
 
 @dataclass

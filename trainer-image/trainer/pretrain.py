@@ -25,7 +25,7 @@ from trainer.data import batches as data
 from trainer.data import sources, tokenizer
 from trainer.data.batches import Batches
 from trainer.distributed import Gang, connect, gather, tell_all, together
-from trainer.errors import ConfigError, describe
+from trainer.errors import ConfigError, Drained, describe
 from trainer.model import build, shape, weights
 from trainer.optimizer import AdamW, learning_rate
 from trainer.precision import DTYPES, LossScale, Precision, choose, clear_overflow, overflow_seen
@@ -47,7 +47,11 @@ def pretrain(config: TrainConfig, run: Run) -> int:
         progress.update(step=config.steps, durableStep=config.steps)
         return 0
 
-    training, validation = open_data(config, run, gang, fields["vocab_size"])
+    try:
+        training, validation = open_data(config, run, gang, fields["vocab_size"])
+    except Drained:
+        say(gang, "told to stop while data was being prepared; what is finished will be used again")
+        return EXIT_DRAINED
     say(gang, f"data: {training.samples} samples of {config.data.sequence_length} tokens")
     precision = choose(config.precision, gang.device)
     model = sharded_model(config, gang, layout, fields, precision)
@@ -55,7 +59,7 @@ def pretrain(config: TrainConfig, run: Run) -> int:
     say(gang, f"model: {parallel.parameter_count(model) / 1e6:.1f} million parameters, {precision}, "
               f"{layout.data} replicas x {layout.shard} shards on {gang.device.type}")
 
-    loop = Loop(config, run, gang, model, optimizer, training, validation, batch_size, layout.data, precision, progress,
+    loop = Loop(config, run, gang, model, optimizer, training, validation, batch_size, layout, precision, progress,
                 identity)
     loop.resume()
     drained = loop.run()
@@ -85,6 +89,8 @@ def problem_of_this_pod(config: TrainConfig, run: Run) -> str | None:
             raise ConfigError(f"the checkpoint folder {run.checkpoint} should be a folder, found a file")
     except ConfigError as error:
         return describe(error)
+    except OSError as error:
+        return f"cannot read {error.filename}: {error.strerror}"
     return None
 
 
@@ -103,7 +109,7 @@ def open_data(config: TrainConfig, run: Run, gang: Gang, vocab_size: int) -> tup
 
     def tokenised(given: list[Any], where: str) -> list[sources.Files]:
         return data.open_all(sources.find_all(given, where), token_path, cache, gang, threads,
-                             run.rank.local_world_size)
+                             run.rank.local_world_size, run.told_to_drain)
 
     train_files = tokenised(config.data.sources, "train.data.sources")
     held_out = tokenised(config.evaluate.data, "train.evaluate.data") if config.evaluate else []
@@ -145,12 +151,12 @@ class Loop:
     """The steps, and the counters that a checkpoint carries besides tensors: `step` finished, `samples` taken."""
 
     def __init__(self, config: TrainConfig, run: Run, gang: Gang, model: Any, optimizer: AdamW, training: Batches,
-                 validation: Batches | None, batch_size: int, replicas: int, precision: Precision,
+                 validation: Batches | None, batch_size: int, layout: configs.Layout, precision: Precision,
                  progress: Progress, identity: dict[str, Any]) -> None:
         self.config, self.run_, self.gang = config, run, gang
         self.model, self.optimizer = model, optimizer
         self.training, self.validation = training, validation
-        self.batch_size, self.replicas = batch_size, replicas
+        self.batch_size, self.layout = batch_size, layout
         self.micro_batches = batch_size // (config.micro_batch_size * gang.world_size)
         self.progress, self.identity = progress, identity
         self.scale = LossScale() if precision == "fp16" else None
@@ -176,6 +182,7 @@ class Loop:
         root = self.run_.checkpoint
         if root is None:
             say(self.gang, "no checkpoint folder: nothing is saved")
+            self.progress.update(durableStep=0)
             return
         generation = tell_all(self.gang, lambda: self.claim(root))
         choice = resume.newest_that_verifies(root, self.gang, self.identity, lambda text: self.warn("CheckpointDamaged",
@@ -224,11 +231,12 @@ class Loop:
                                f"lr {rate:.3e} tokens/s {speed:.0f}")
                 self.progress.update(tokensPerSecond=round(speed))
                 logged, since = self.step, now
-            if config.evaluate and (self.step % config.evaluate.every == 0 or self.step == config.steps):
+            drain = totals.drain
+            if config.evaluate and not drain and (self.step % config.evaluate.every == 0 or self.step == config.steps):
                 before = time.monotonic()
-                self.evaluate(config.evaluate.steps)
+                drain = not self.evaluate(config.evaluate.steps)
                 since += time.monotonic() - before  # tokens/s is that of training
-            drained = totals.drain and self.step < config.steps
+            drained = drain and self.step < config.steps
             if totals.save and not totals.busy and not drained and self.step < config.steps:
                 self.save()
         self.save_last()
@@ -241,7 +249,7 @@ class Loop:
         clear_overflow(self.gang.device)
         loss = torch.zeros((), device=self.gang.device)
         for micro in range(self.micro_batches):
-            parallel.accumulate(self.model, last=micro == self.micro_batches - 1)
+            parallel.accumulate(self.model, self.layout, last=micro == self.micro_batches - 1)
             seed_model(self.config.seed, self.step, micro, self.gang.rank)
             part = self.loss_sum(self.training, self.samples, micro)
             (part * factor).backward()
@@ -261,10 +269,9 @@ class Loop:
 
     def add_up(self, loss: torch.Tensor, targets: int) -> Totals:
         """The one all-reduce of a step: loss and norm, and the flags on which all ranks must act alike."""
-        drain = self.run_.drain is not None and self.run_.drain.exists()
         busy = self.saver is not None and self.saver.busy
-        mine = [float(loss), float(self.optimizer.squared_norm()) / self.replicas, overflow_seen(self.gang.device),
-                drain, busy, self.gang.first and self.save_due()]
+        mine = [float(loss), float(self.optimizer.squared_norm()) / self.layout.data, overflow_seen(self.gang.device),
+                self.run_.told_to_drain(), busy, self.gang.first and self.save_due()]
         numbers = torch.tensor(mine, dtype=torch.float64)
         dist.all_reduce(numbers, group=self.gang.control)
         total, square, overflow, drain_sum, busy_sum, save = numbers.tolist()
@@ -288,8 +295,9 @@ class Loop:
             self.scale.overflowed()
         self.optimizer.zero_gradients()
 
-    def evaluate(self, steps: int) -> None:
-        """The mean loss over the first `steps` batches of the held-out data; the same ones every time."""
+    def evaluate(self, steps: int) -> bool:
+        """The mean loss over the first `steps` batches of the held-out data; the same ones every time. False if a
+        drain came first: saving is what its time is for."""
         assert self.validation is not None
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64)
@@ -297,11 +305,22 @@ class Loop:
             for micro in range(self.micro_batches):
                 with torch.no_grad():
                     total += self.loss_sum(self.validation, step * self.batch_size, micro).double().cpu()
+            if self.anybody_told_to_drain():
+                self.model.train()
+                say(self.gang, f"step {self.step}/{self.config.steps}: evaluation given up, told to save and stop")
+                return False
         self.model.train()
         dist.all_reduce(total, group=self.gang.control)
         loss = float(total) / (steps * self.batch_size * self.config.data.sequence_length)
         say(self.gang, f"step {self.step}/{self.config.steps} evaluation loss {loss:.6f}")
         self.progress.update(evaluationLoss=round(loss, 6))
+        return True
+
+    def anybody_told_to_drain(self) -> bool:
+        """Whether any rank was; every rank calls this at the same place."""
+        told = torch.tensor([self.run_.told_to_drain()], dtype=torch.int32)
+        dist.all_reduce(told, group=self.gang.control)
+        return bool(told)
 
     def report_step(self, totals: Totals, seconds: float) -> None:
         """Tell the supervisor."""

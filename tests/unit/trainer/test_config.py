@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -144,3 +146,21 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path, monkeypatch:
     assert ended.returncode == 78
     assert ended.stderr.splitlines()[-1].startswith("train.batchSize should be a multiple of 2")
     assert " torch\n" not in ended.stderr
+
+
+def test_what_this_pod_may_not_read_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer import pretrain
+    from trainer.config import load
+
+    (tmp_path / "text.txt").write_text("words")
+    content = {"model": {"size": "tiny"}, "steps": 1, "data": {
+        "sources": [{"path": str(tmp_path / "text.txt")}], "tokenizer": "/vault/tokenizer.json", "sequenceLength": 32}}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    train, run = load(["--config", str(tmp_path / "train.json")], {})
+
+    def locked(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("trainer.data.tokenizer.Path.is_dir",
+                        lambda path: locked(path) if str(path).startswith("/vault") else os.path.isdir(path))
+    assert pretrain.problem_of_this_pod(train, run) == "cannot read /vault/tokenizer.json: Permission denied"

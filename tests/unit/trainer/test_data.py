@@ -258,3 +258,11 @@ def test_sentencepiece(tmp_path: Path) -> None:
     tool = tokenizers.open_tokenizer(tmp_path / "spm.model")
     assert (tool.vocab_size, tool.bos, tool.eos) == (60, 1, 2)
     assert tool.decode(tool.encode(["the lazy fox"])[0]) == "the lazy fox"
+
+
+def test_half_of_a_character_pair_is_replaced(tmp_path: Path, tokenizer: Path) -> None:
+    """JSON can spell what no text can hold; tokenizers refuse it."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "ab \\ud83d cd"}\n{"text": "\\ud83d\\ude00"}\n')
+    (piece,) = documents.pieces(sources.find(source(path), "x"))
+    assert [one.text for one in documents.read(piece)] == ["ab \ufffd cd", "\U0001f600"]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from trainer import parallel
+from trainer.config import Layout
+from trainer.errors import ConfigError
 from trainer.model import build, shape, weights
 from trainer.optimizer import AdamW, learning_rate
 from trainer.precision import LossScale, choose
@@ -114,6 +119,46 @@ def test_overflow_is_a_fault_without_a_loss_scale_only() -> None:
 def test_precision_of_a_cpu_is_fp32() -> None:
     assert choose("auto", torch.device("cpu")) == "fp32"
     assert choose("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_bf16_on_a_device_without_it_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: False)
+    assert choose("auto", torch.device("cuda", 0)) == "fp16"
+    with pytest.raises(ConfigError, match=r"train\.precision is bf16, which this device \(cuda\) does not have"):
+        choose("bf16", torch.device("cuda", 0))
+
+
+@pytest.fixture
+def four_ranks() -> Iterator[None]:
+    """This process thinks that it is rank 0 of 4; its collectives move nothing."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("layout", [Layout(1, 4), Layout(2, 2)])
+@pytest.mark.usefixtures("four_ranks")
+def test_gradient_accumulation_keeps_no_whole_gradients(layout: Layout) -> None:
+    """Between two micro-batches a rank holds its share of the gradients, not those of the whole model."""
+    fields = shape.fields(ModelConfig.model_validate({"size": "tiny", "config": {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}}))
+    model = build.on_meta(build.complete(fields))
+    device = torch.device("cpu")
+    parallel.apply(model, parallel.mesh(layout, device), "fp32", "none")
+    weights.materialise(model, device)
+    build.restore_buffers(model, device)
+    weights.draw(model, 0)
+    for last in (False, True):
+        parallel.accumulate(model, layout, last)
+        model(input_ids=torch.arange(16)[None]).logits.sum().backward()
+        states = [state for module in model.modules() if isinstance(module, FSDPModule)
+                  for state in module._get_fsdp_state()._fsdp_param_group.fsdp_params]
+        assert len(states) == sum(1 for _ in model.parameters())
+        assert all(state.unsharded_accumulated_grad is None and state.unsharded_param.grad is None for state in states)
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_drawn_numbers_do_not_depend_on_the_slice() -> None:

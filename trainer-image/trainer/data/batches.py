@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from trainer.data.prepare import Cache, Say, prepare
 from trainer.data.sampler import Mixture
 from trainer.data.sources import SMALL, Files
 from trainer.data.tokens import Stream, open_stream
-from trainer.distributed import Gang, tell_all
+from trainer.distributed import Gang, tell_all, tell_all_after_long_work
 from trainer.errors import ConfigError
 
 
@@ -70,25 +70,25 @@ def numbers_of(first: int, micro_batch: int, size: int, rank: int, world_size: i
 
 
 def open_all(found: Sequence[Files], tokenizer: Path | None, cache: Path | None, gang: Gang, threads: int,
-             ranks_per_node: int) -> list[Files]:
+             ranks_per_node: int, stop: Callable[[], bool]) -> list[Files]:
     """Tokenise what has to be, once, and return the sources as tokenised ones.
 
     With `cache`, a folder that all ranks share, rank 0 does it and the others wait; without, the first rank of every
-    node does it in a temporary folder. Raises ConfigError on every rank if one cannot."""
+    node does it in a temporary folder. Raises ConfigError on every rank if one cannot, Drained once `stop` says so."""
     raw = [files for files in found if files.raw]
     if not raw:
         return list(found)
     assert tokenizer is not None  # checked before
     store = Cache(cache or Path(tempfile.gettempdir()) / "trainyard-data")
     teller = None if cache else ranks_per_node
-    places = tell_all(gang, lambda: [store.folder(files, tokenizer) for files in raw], teller)
+    places = tell_all_after_long_work(gang, lambda: [store.folder(files, tokenizer) for files in raw], stop, teller)
     ready = tell_all(gang, lambda: [store.ready(folder) for folder, _ in places], teller)
     if not all(ready):
         works = gang.rank % (teller or gang.world_size) == 0
         if not works:
             print(f"rank {gang.rank} waits while rank {gang.rank - gang.rank % (teller or gang.world_size)} prepares "
                   f"data", flush=True)
-        tell_all(gang, lambda: _prepare_missing(raw, places, ready, tokenizer, threads), teller)
+        tell_all_after_long_work(gang, lambda: _prepare_missing(raw, places, ready, tokenizer, threads), stop, teller)
     done = iter(places)
     return [Files(files.where, "prepared", files.field, files.weight, (next(done)[0],)) if files.raw else files
             for files in found]

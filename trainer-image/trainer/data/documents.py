@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from trainer.data.sources import Files
 from trainer.errors import ConfigError, one_line
 
 SMALLEST, LARGEST = 4 << 20, 256 << 20  # bytes of a piece
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON can spell these, UTF-8 cannot
 PART = 256 << 10  # characters of a long text that are tokenised at a time
 
 
@@ -115,7 +117,7 @@ def _jsonl(piece: Piece) -> Iterator[Text]:
         if not isinstance(text, str):
             raise ConfigError(f"{piece.path}: the line at byte {at} should be an object with text in "
                               f"{piece.field!r}, found {one_line(line, 80)}")
-        yield Text(text)
+        yield Text(HALF_PAIR.sub("\ufffd", text))
 
 
 def _open_parquet(path: Path, field: str) -> Any:
