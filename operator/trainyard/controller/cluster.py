@@ -80,6 +80,11 @@ class Cluster:
             for watch in self.watches:
                 group.create_task(watch.run(), name=f"watch {watch.name}")
 
+    async def fresh(self) -> None:
+        """Return when the caches hold what the API server has now (10 s at most): what another leader wrote while this
+        operator could hear nothing must not look like something that is missing."""
+        await asyncio.gather(*(watch.fresh(10.0) for watch in self.watches))
+
     def nudge(self) -> None:
         """The API server is known to answer: watches that wait for their next attempt make it now."""
         for watch in self.watches:

@@ -133,6 +133,7 @@ class Operator:
             async with asyncio.TaskGroup() as group:
                 if self.options.leader_election:
                     group.create_task(self.lease.hold())
+                await self.cluster.fresh()
                 await self._list_jobs()
                 group.create_task(self.waitlist.run())
                 group.create_task(self._run_queue())

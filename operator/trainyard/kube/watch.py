@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _PAGE = 500
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.2, 20.0  # seconds between attempts, before jitter
+_FRESH_SECONDS = 5.0  # a server that was heard so recently has told all that matters
 _TOMBSTONES = 2048  # deletions remembered, so that the late answer to a write brings nothing back
 
 
@@ -172,6 +173,28 @@ class Watch(Generic[T]):
     def nudge(self) -> None:
         """The API server is known to answer again: do not wait any longer."""
         self._nudged.set()
+
+    async def fresh(self, seconds: float) -> None:
+        """Return when the store holds what the API server has now, or after this long: lists once more unless the
+        server was heard a moment ago. The watch goes on meanwhile; versions decide what is newer."""
+        if self.lag < _FRESH_SECONDS and not self._broke_lately():
+            return
+        pause = _FIRST_BACKOFF
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    try:
+                        await self._list()
+                        return
+                    except ApiError as error:
+                        log.info("list of %s failed, trying again: %s", self.name, error)
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                    pause *= 2
+        except TimeoutError:
+            log.warning("the cache of %s may be %.0f s behind", self.name, self.lag)
+
+    def _broke_lately(self) -> bool:
+        return self.broken_at is not None and (datetime.now(UTC) - self.broken_at).total_seconds() < _FRESH_SECONDS
 
     async def _pause(self, seconds: float) -> None:
         self._nudged.clear()

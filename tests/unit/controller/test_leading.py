@@ -19,16 +19,44 @@ from trainyard.plan.types import Waiting
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+async def test_nothing_is_done_before_the_caches_are_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = Operator(parse(["--no-leader-election"]), Client(Configuration()), Metrics())
+    seen: list[str] = []
+
+    async def fresh() -> None:
+        seen.append("fresh")
+
+    async def listed(*_: Any) -> None:
+        seen.append("jobs")
+
+    async def worked(*_: Any) -> None:
+        seen.append("work")
+
+    monkeypatch.setattr(operator.cluster, "fresh", fresh)
+    monkeypatch.setattr(operator, "_list_jobs", listed)
+    monkeypatch.setattr(operator, "_run_queue", worked)
+    leading = asyncio.create_task(operator._lead())
+    async with asyncio.timeout(5):
+        while "work" not in seen:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    leading.cancel()
+    assert seen == ["fresh", "jobs", "work"]
+
+
 async def test_who_waited_then_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that was deleted while another operator led must not keep nodes from others for ever."""
     operator = Operator(parse(["--no-leader-election"]), Client(Configuration()), Metrics())
     led = asyncio.Event()
+
+    async def fresh() -> None:
+        pass
 
     async def listed(*_: Any) -> None:
         operator.waitlist.note("a/gone", Waiting("a/gone", 0, NOW, 2, Demand({"cpu": 1})))
         operator.reconciler._memories["a/gone"] = Memory("u")
         led.set()
 
+    monkeypatch.setattr(operator.cluster, "fresh", fresh)
     monkeypatch.setattr(operator, "_list_jobs", listed)
     leading = asyncio.create_task(operator._lead())
     await led.wait()

@@ -183,3 +183,22 @@ async def test_a_list_whose_continuation_expired_begins_anew() -> None:
 async def test_an_object_that_came_during_the_list_is_not_lost(event: str) -> None:
     _, watch = await watched(listing(5, thing("x", 1, 1)), [{"type": event, "object": thing("z", 6, 9)}])
     assert dict(watch.store) == {"a/x": 1, "a/z": 9}
+
+
+@pytest.mark.parametrize("trouble", [[], [ApiError(0, "Unreachable", "reset")]])
+async def test_what_has_been_silent_is_listed_anew_when_somebody_asks(trouble: list[ApiError]) -> None:
+    """A new leader must not act on what it knew before the API server was away."""
+    server = FakeServer(listing(5, thing("x", 4, 1)))
+    it, _ = store()
+    watch: Watch[int] = Watch(server, "things", "/things", it)  # type: ignore[arg-type]
+    task = asyncio.create_task(watch.run())
+    try:
+        await asyncio.wait_for(server.idle.wait(), 5)
+        await asyncio.wait_for(watch.fresh(5.0), 5)
+        assert server.lists == 1, "just listed"
+        watch.heard -= 10.0
+        server.script = [*trouble, listing(9, thing("x", 8, 2))]
+        await asyncio.wait_for(watch.fresh(5.0), 5)
+        assert (server.lists, it.get("a/x")) == (2, 2)
+    finally:
+        task.cancel()
