@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,7 +46,7 @@ class View:
         if not self._live:
             self.console.print(stamped, highlight=False)
 
-    def show(self, status: Object, pods: list[Object]) -> None:
+    def show(self, status: Object, pods: Sequence[Object]) -> None:
         """Draw the job as it is now."""
         if self._live:
             self._live.update(self._panel(status, pods))
@@ -56,7 +56,7 @@ class View:
             self._printed = line
             self.console.print(f"{time.monotonic() - self.start:6.1f} s  {line}", highlight=False)
 
-    def _panel(self, status: Object, pods: list[Object]) -> Panel:
+    def _panel(self, status: Object, pods: Sequence[Object]) -> Panel:
         facts = _facts(status)
         table = Table.grid(padding=(0, 3))
         table.add_row(*(Text(name, style="dim") for name in facts))
