@@ -54,6 +54,8 @@ CHAIN: tuple[Policy, ...] = (
     running, recoveries, progress,
 )  # fmt: skip
 
+_STILL = ("Suspended", "Succeeded", "Failed")  # states in which no end of training is to be expected
+
 
 def plan(snap: Snapshot) -> Plan:
     """What to do about this job now. Pure: the same snapshot always gives the same plan."""
@@ -98,6 +100,8 @@ def _close(turn: Turn) -> Turn:
         "nodes": NodesStatus(ready=ready, desired=world.size if world else turn.spec.num_nodes),
         "state": conditions.state(turn.status),
     }
+    if changes["state"] in _STILL and turn.status.progress is not None:
+        changes["progress"] = turn.status.progress.model_copy(update={"eta": None})
     if world is not None:
         changes["world"] = WorldStatus(generation=world.generation, phase=world.phase)
         changes["restarts"] = Restarts(total=world.cause.total, counted=world.cause.counted)

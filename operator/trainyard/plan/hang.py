@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainyard.plan.failure import exhausted
 from trainyard.plan.losses import active
 from trainyard.plan.nodes import last_step_at, seconds_per_step
-from trainyard.plan.times import seconds_between
+from trainyard.plan.times import moment, seconds_between
 from trainyard.plan.turn import Fault, Turn
 
 AUTO_LEAST_SECONDS = 300.0
@@ -21,6 +21,8 @@ def hang(turn: Turn) -> Turn:
     limit, last, formed = allowance(turn), last_step_at(turn), turn.gang.formed_at
     if limit is None or formed is None:
         return turn
+    # A pod's clock may be behind; the gang cannot have formed before the generation was wanted.
+    formed = max(formed, moment(turn.world.cause.at) or formed)
     since = max(last or formed, formed)
     # While the API server is away nobody can report a step; ranks that train on are not to be blamed for that.
     listened = seconds_between(max(since, turn.snap.heard_since or since), turn.now)

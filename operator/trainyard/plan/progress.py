@@ -45,17 +45,18 @@ def current(turn: Turn) -> Turn:
 
 
 def _made(turn: Turn, told: RankProgress) -> Progress:
-    """`updated` moves with the step alone: it is also the clock of the hang policy."""
+    """`updated` moves with the step alone: it is also the clock of the hang policy. So does the speed, which alone is
+    not worth a write."""
     before = turn.status.progress
     same = before is not None and before.step == told.step and before.updated is not None
     if same and before is not None:
-        kept = {"updated": before.updated, "eta": before.eta}
+        speed = before.tokens_per_second if before.tokens_per_second is not None else told.tokens_per_second
+        kept = {"updated": before.updated, "eta": before.eta, "tokens_per_second": speed}
     else:
-        kept = {"updated": stamp(turn.now), "eta": _eta(turn, told)}
+        kept = {"updated": stamp(turn.now), "eta": _eta(turn, told), "tokens_per_second": told.tokens_per_second}
     percent = min(100, told.step * 100 // told.steps) if told.steps else None
     return Progress(
-        step=told.step, steps=told.steps, percent=percent, loss=told.loss, evaluation_loss=told.evaluation_loss,
-        tokens_per_second=told.tokens_per_second, **kept,
+        step=told.step, steps=told.steps, percent=percent, loss=told.loss, evaluation_loss=told.evaluation_loss, **kept
     )  # fmt: skip
 
 

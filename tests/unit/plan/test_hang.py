@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from trainyard.api.job import Progress
 from unit.plan.builders import Case, condition, training, world_of
 
 
@@ -41,6 +42,13 @@ def test_steps_that_nobody_could_report_are_not_missed() -> None:
     assert made.actions == ()
     assert made.requeue_after == pytest.approx(200)
     assert "for 1101 s after step 20" in world_of(case.after(201).plan()).cause.culprit
+
+
+def test_a_pod_whose_clock_is_behind_is_not_hung_from_the_start() -> None:
+    case: Case = training().status_with(progress=Progress(step=3))
+    case = case.report(0, "Formed", formed_at=(case.snap.now - timedelta(hours=2)).isoformat())
+    assert case.after(60).plan().actions == ()
+    assert world_of(case.after(1801).plan()).cause.kind == "Hang"
 
 
 def test_a_program_that_reports_no_steps_is_left_alone() -> None:

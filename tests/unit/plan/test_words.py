@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import trainyard.placement
 import trainyard.plan
 from trainyard.plan.conditions import find
@@ -48,6 +49,30 @@ def test_progress_is_written_every_five_seconds() -> None:
     late = case.after(5).formed(step=24, **told).plan().status.progress
     assert late is not None
     assert (late.step, late.percent, late.loss, late.eta) == (24, 24, "2.5", "2026-11-20T12:02:37Z")
+
+
+def test_a_speed_that_changes_without_a_step_is_no_news() -> None:
+    case = training().after(100).formed(step=20, steps=100, tokens_per_second=100).settled()
+    for second in range(1, 20):
+        case = case.after(1).formed(step=20, steps=100, tokens_per_second=100 + second)
+        assert case.plan().status == case.snap.status
+
+
+@pytest.mark.parametrize("end", ["Succeeded", "Failed", "Suspended"])
+def test_who_does_not_train_has_no_time_of_its_end(end: str) -> None:
+    case = training()
+    assert case.snap.status.progress is not None
+    assert case.snap.status.progress.eta is not None
+    if end == "Suspended":
+        case = case.spec_with(suspend=True).but(pods=())
+    elif end == "Succeeded":
+        case = case.report(0, "Finished")
+    else:
+        case = case.report(0, "RankFailed", failure=rank_failure(78))
+    status = case.plan().status
+    assert status.state == end
+    assert status.progress is not None
+    assert (status.progress.step, status.progress.eta) == (20, None)
 
 
 def test_the_eta_is_observed_where_it_is_not_reported() -> None:
