@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -16,6 +18,10 @@ from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
+IMPORTS = f"{ROOT}/operator:{ROOT}/trainer-image:{ROOT}/tests"
+# What a rank imports before its first step: seconds, which a process that only forks spends once for all tests.
+PRELOADED = ["pytest", "torch", "trainer.pretrain", "train.gang", "torch.distributed.fsdp", "torch._dynamo",
+             "transformers.models.llama.configuration_llama", "transformers.models.llama.modeling_llama"]
 LOSS = re.compile(r"^step (\d+)/\d+ loss (\S+) norm (\S+) ", re.MULTILINE)
 
 
@@ -24,6 +30,63 @@ def port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def become(program: Sequence[str], environment: dict[str, str], folder: Path, rank: int) -> None:
+    """What a forked process does to be `python PROGRAM...`."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for name, descriptor in (("out", 1), ("err", 2)):
+        file = os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(file, descriptor)
+        os.close(file)
+    option, what, *arguments = program
+    sys.argv = [what, *arguments]
+    if option == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(what, "<test>", "exec"), {"__name__": "__main__"})
+
+
+class Forked:
+    """A rank forked from a process that has imported everything already."""
+
+    def __init__(self, program: Sequence[str], environment: dict[str, str], folder: Path, rank: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        (folder / f"out-{rank}").touch()
+        (folder / f"err-{rank}").touch()
+        self._process = context.Process(target=become, args=(list(program), environment, folder, rank))
+        before = dict(os.environ)
+        os.environ.update(PYTHONPATH=IMPORTS, OMP_NUM_THREADS="1")  # for the process that forks, when it is started
+        try:
+            self._process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    @property
+    def returncode(self) -> int | None:
+        """As subprocess has it."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """Likewise."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Likewise."""
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired("rank", timeout or 0.0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Likewise."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
 
 @dataclass(frozen=True)
@@ -48,18 +111,18 @@ class Ended:
 
 
 class Gang:
-    """Ranks of one generation; ended by force when the block is left."""
+    """Ranks of one generation; ended by force when the block is left. With `fresh` each is a Python started anew."""
 
     def __init__(self, folder: Path, configs: Sequence[dict[str, Any]], checkpoint: Path | None = None, every: int = 10,
                  keep: int = 3, generation: str = "1", program: Sequence[str] = ("-m", "trainer"),
-                 environment: dict[str, str] | None = None) -> None:
+                 environment: dict[str, str] | None = None, fresh: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.drain = folder / "drain"
         self.started = time.monotonic()
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
         size = len(configs)
-        self.processes = []
+        self.processes: list[subprocess.Popen[bytes] | Forked] = []
         for rank, config in enumerate(configs):
             file = folder / f"config-{rank}.json"
             file.write_text(json.dumps(config))
@@ -67,14 +130,16 @@ class Gang:
                    "TORCHELASTIC_ERROR_FILE": folder / f"error-{rank}.json", "TRAINYARD_TRAIN_CONFIG": file,
                    "TRAINYARD_CHECKPOINT_EVERY": every, "TRAINYARD_CHECKPOINT_KEEP": keep,
                    "TRAINYARD_GENERATION": generation, "TRAINYARD_PROGRESS": self._progress(rank),
-                   "TRAINYARD_DRAIN": self.drain, "PYTHONPATH": f"{ROOT}/operator:{ROOT}/trainer-image:{ROOT}/tests"}
+                   "TRAINYARD_DRAIN": self.drain, "PYTHONPATH": IMPORTS}
             if checkpoint is not None:
                 own["TRAINYARD_CHECKPOINT"] = checkpoint
+            full = {**os.environ, **address, **{key: str(value) for key, value in own.items()}, **(environment or {})}
+            if not fresh:
+                self.processes.append(Forked(program, full, folder, rank))
+                continue
             with (folder / f"out-{rank}").open("w") as out, (folder / f"err-{rank}").open("w") as err:
-                self.processes.append(subprocess.Popen(
-                    [sys.executable, *program], stdout=out, stderr=err, cwd=folder,
-                    env={**os.environ, **address, **{key: str(value) for key, value in own.items()},
-                         **(environment or {})}))
+                self.processes.append(subprocess.Popen([sys.executable, *program], stdout=out, stderr=err, cwd=folder,
+                                                       env=full))
 
     def _progress(self, rank: int) -> Path:
         return self.folder / f"progress-{rank}.json"
@@ -119,7 +184,7 @@ class Gang:
 
     def _ended(self) -> Ended:
         ranks = range(len(self.processes))
-        return Ended([process.returncode for process in self.processes],
+        return Ended([process.wait() for process in self.processes],
                      [(self.folder / f"out-{rank}").read_text() for rank in ranks],
                      [(self.folder / f"err-{rank}").read_text() for rank in ranks], time.monotonic() - self.started)
 

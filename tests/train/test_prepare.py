@@ -23,7 +23,7 @@ def command(corpus: Path, text: Path, output: Path) -> subprocess.Popen[str]:
 
 def test_killed_and_run_again(tmp_path: Path, corpus: Path) -> None:
     text = tmp_path / "text.txt"
-    write_text(text, 500_000, 3)  # five pieces of 4 MB
+    write_text(text, 280_000, 3)  # three pieces of 4 MB
     with command(corpus, text, tmp_path / "killed") as first:
         deadline = time.monotonic() + 120
         while not (tmp_path / "killed" / "shard-00000.json").exists():

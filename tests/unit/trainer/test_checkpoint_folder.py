@@ -179,7 +179,8 @@ def test_a_gang_that_breaks_after_the_marker_leaves_the_checkpoint(
 
     failures: list[str] = []
     monkeypatch.setattr(module, "save_distributed", write)
-    monkeypatch.setattr(module, "dist", OneRank(breaks_at))
+    collectives = OneRank(breaks_at)
+    monkeypatch.setattr(module, "dist", collectives)
     gang = Gang(0, 1, 0, torch.device("cpu"), None, None)
     saver = module.Saver(tmp_path, gang, "1", 3, {}, lambda step: None, lambda step, why: failures.append(why))
     for _ in range(2):  # and if it is tried again
@@ -191,4 +192,4 @@ def test_a_gang_that_breaks_after_the_marker_leaves_the_checkpoint(
         assert [(one.step, one.marker is not None) for one in found] == ([(7, True)] if kept else [])
         if found and found[0].marker is not None:
             assert folders.verify(found[0].path, found[0].marker.files) is None
-        module.dist.left = 1
+        collectives.left = 1
