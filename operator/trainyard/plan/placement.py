@@ -93,7 +93,10 @@ def _taken_names(turn: Turn) -> Obstacle | None:
     if not taken:
         return None
     names = ", ".join(taken[:5])
-    words = f"Pods that this job did not make have the names it needs: {names}. Delete them or rename the job."
+    words = (
+        f"Pods that this job did not make have the names it needs: {names}. Those of an earlier job of this name go by "
+        "themselves within their grace period; delete any other, or rename the job."
+    )
     return Obstacle("PodNameTaken", words)
 
 
