@@ -78,8 +78,11 @@ def _foreign(snap: Snapshot) -> bool:
 def _begin(snap: Snapshot) -> Turn:
     world = snap.world.spec if snap.world else None
     known = snap.status.nodes.desired
-    # A spec that no longer validates may have a gang that runs: size from the World, policies at their defaults.
-    fallback = {"num_nodes": world.size if world else known or 1, "command": ["-"]}
+    # A spec that no longer validates may have a gang that runs: size from the World, policies at their defaults, but no
+    # job ends at a limit that it did not set.
+    fallback: dict[str, object] = {
+        "num_nodes": world.size if world else known or 1, "command": ["-"], "failure_policy": {"max_restarts": 1 << 20},
+    }  # fmt: skip
     spec = snap.spec or TrainingJobSpec.model_validate(
         fallback | {"suspend": conditions.holds(snap.status, "Suspended")}
     )
