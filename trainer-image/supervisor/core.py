@@ -39,7 +39,7 @@ class Core(Master):
         old = self.world
         if old is not None and world.order < old.order:
             return None  # an older answer that came late
-        self.world = world
+        self.world, self.world_gone = world, False
         if world.phase == "Done":
             self._log("the job is over")
             return self._leave(0)
@@ -78,6 +78,9 @@ class Core(Master):
     def _missing_world(self, event: e.Event) -> None:
         self._api_back(event)
         self._log("there is no World for this job: waiting for the operator", once=True)
+        self.world_gone = True
+        if self.terminating:  # the job was deleted: nobody will answer with Drain
+            self._leave(143)
 
     def _fence(self, why: str) -> None:
         """This pod has no part in the gang any more: write nothing, tell nobody."""
@@ -347,7 +350,7 @@ class Core(Master):
             return None
         self.terminating = True
         self._log("told to end (SIGTERM)")
-        if self.world is None:
+        if self.world is None or self.world_gone:
             return self._leave(143)
         self._set_timer("leave", max(0.0, self.me.grace - GRACE_MARGIN))
         if self.state == "failed":

@@ -24,6 +24,7 @@ class Machine:
         self.me = me
         self.state = "wait"
         self.world: Optional[e.World] = None
+        self.world_gone = False  # it was deleted, and with it perhaps the job
         self.run: e.Run = (0, 0)
         self.alive = False  # processes of a run may exist
         self.leaving: Optional[int] = None  # exit code

@@ -610,3 +610,20 @@ def test_a_program_that_saves_every_step_does_not_flood_the_api() -> None:
         written += len(reports(pod.after(0.1)))
     assert 15 <= written <= 22
     assert last_report(pod)["progress"]["durableStep"] >= 95
+
+
+@pytest.mark.parametrize("first", ["world", "term"])
+def test_sigterm_of_a_job_that_was_deleted_leaves_at_once(first: str) -> None:
+    """World and pods go together, and nobody is left to answer with Drain."""
+    pod = Pod().runs()
+    events = [e.WorldMissing(), e.Terminate()]
+    did = pod.on(*(events if first == "world" else reversed(events)))
+    assert found(did, e.KillRanks)
+    assert pod.core.leaving == 143
+
+
+def test_a_world_that_was_lost_and_made_again_is_followed() -> None:
+    pod = Pod().runs()
+    pod.on(e.WorldMissing(), e.WorldSeen(WORLD), e.Terminate())
+    assert reports(pod.did)[-1] == "Stopping"
+    assert pod.core.leaving is None
