@@ -82,7 +82,7 @@ class Store(Generic[T]):
         if (held and version <= held.version) or version <= self._gone.get(key, -1):
             return
         old = held.value if held else None
-        new = self._project(raw, old)
+        new = self._read(key, raw, old)
         if new is None:
             self._held.pop(key, None)
             self._bury(key, version)
@@ -90,6 +90,14 @@ class Store(Generic[T]):
             self._held[key] = Held(version, new)
         if new != old:
             self._tell(key, old, new)
+
+    def _read(self, key: str, raw: Object, old: T | None) -> T | None:
+        """One object that nobody foresaw must not end the operator, which would read it again at once."""
+        try:
+            return self._project(raw, old)
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("%s %s cannot be read and is left out: %r", raw.get("kind") or "object", key, error)
+            return None
 
     def drop(self, key: str, version: int) -> None:
         """Take a deletion in that happened at `version`; a state that is newer stays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 from trainyard.plan.times import moment, seconds_between
@@ -48,12 +49,13 @@ def stepping(turn: Turn) -> bool:
 
 
 def seconds_per_step(turn: Turn) -> float | None:
-    """Median seconds a step, as rank 0 reports it."""
+    """Median seconds a step, as rank 0 reports it; None if it does not, or reports nonsense."""
     told = turn.gang.progress
     try:
-        return float(told.seconds_per_step) if told and told.seconds_per_step else None
+        pace = float(told.seconds_per_step) if told and told.seconds_per_step else 0.0
     except ValueError:
         return None
+    return pace if 0 < pace < math.inf else None
 
 
 def suspects(snap: Snapshot, pods: dict[int, PodView]) -> dict[int, datetime]:

@@ -80,6 +80,16 @@ def test_the_order_of_arrival_does_not_matter(order: list[int], deleted_at: int)
     assert it.get("a/x") == (8 if deleted_at != 8 else None)
 
 
+def test_one_object_that_cannot_be_read_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    it: Store[int] = Store(lambda raw, old: int(raw["value"]))
+    it.put(thing("x", 1, 7))
+    it.put(thing("x", 2) | {"value": "seven"})
+    assert it.get("a/x") is None
+    assert "a/x" in caplog.text
+    it.put(thing("x", 3, 8))
+    assert it.get("a/x") == 8
+
+
 class FakeServer:
     """Answers lists and watches as scripted, then blocks."""
 

@@ -75,6 +75,14 @@ def test_who_does_not_train_has_no_time_of_its_end(end: str) -> None:
     assert (status.progress.step, status.progress.eta) == (20, None)
 
 
+@pytest.mark.parametrize("pace", ["-1e308", "-1", "0", "nan", "inf", "soon"])
+def test_a_pace_that_makes_no_sense_is_not_believed(pace: str) -> None:
+    told = {"step": 30, "steps": 2**50, "seconds_per_step": pace}
+    progress = training(step=20).after(10).formed(**told).plan().status.progress
+    assert progress is not None
+    assert (progress.step, progress.eta) == (30, None)
+
+
 def test_the_eta_is_observed_where_it_is_not_reported() -> None:
     case = training(step=20).after(10).formed(step=30, steps=100)
     progress = case.plan().status.progress
