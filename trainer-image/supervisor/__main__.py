@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import tempfile
 from typing import List, Mapping, Optional, Tuple
 
-from supervisor.events import Member
+from supervisor.events import Member, Terminate
 from supervisor.failures import CONFIGURATION
-from supervisor.loop import Loop
 
 SET_CHILD_SUBREAPER = 36  # prctl
 REQUIRED = ("TRAINYARD_JOB", "TRAINYARD_JOB_UID", "TRAINYARD_NAMESPACE", "TRAINYARD_POD", "TRAINYARD_POD_UID",
@@ -70,6 +70,10 @@ def adopt_orphans() -> None:
 
 def main() -> None:
     """Run until the job is over or this pod is told to leave."""
+    early: List[int] = []  # the kernel drops signals that PID 1 has no handler for, and what follows takes a moment
+    signal.signal(signal.SIGTERM, lambda number, _frame: early.append(number))
+    from supervisor.loop import Loop
+
     try:
         me, command = member(os.environ), program(sys.argv[1:])
         folder = scratch(os.environ)
@@ -77,7 +81,11 @@ def main() -> None:
         print(f"supervisor: {error}", file=sys.stderr)
         sys.exit(CONFIGURATION)
     adopt_orphans()
-    code = Loop(me, command, os.environ, folder).run()
+    loop = Loop(me, command, os.environ, folder)
+    loop.catch_signals()
+    if early:
+        loop.post(Terminate())
+    code = loop.run()
     sys.stdout.flush()
     os._exit(code)  # the threads may be waiting for the API
 

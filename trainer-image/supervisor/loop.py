@@ -75,11 +75,14 @@ class Loop:
 
     # The loop ---------------------------------------------------------------------------------------------------------
 
-    def run(self) -> int:
-        """Until there is nothing more to do; the exit code."""
+    def catch_signals(self) -> None:
+        """From here on signals are events."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, *FORWARDED):
             signal.signal(number, self._signalled)
+
+    def run(self) -> int:
+        """Until there is nothing more to do; the exit code."""
         self._logs.start()
         self._logs.say(f"index {self._me.index}, incarnation {self._me.incarnation}, {self._me.ranks} ranks, "
                        f"pod {self._me.pod}")

@@ -311,3 +311,13 @@ def test_a_program_that_cannot_be_started_now_may_be_later(tmp_path: Path, monke
     ranks.touch_drain()
     ranks.step()
     assert isinstance(posted[-1], e.RankExited)
+
+
+def test_sigterm_while_it_still_starts_is_not_lost(start: Start, api: FakeApi) -> None:
+    """The kernel keeps from PID 1 what it has no handler for."""
+    code = ("import os, signal; from supervisor import __main__, loop; first = loop.Loop.__init__\n"
+            "def slow(self, *given): os.kill(os.getpid(), signal.SIGTERM); first(self, *given)\n"
+            "loop.Loop.__init__ = slow; __main__.main()")
+    pod = start(["true"], command=[PYTHON, "-c", code])
+    assert pod.wait() == 143
+    assert "told to end (SIGTERM)" in pod.output()
