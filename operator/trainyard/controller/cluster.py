@@ -14,6 +14,7 @@ from trainyard.kube import views
 from trainyard.kube.client import Client, Object
 from trainyard.kube.views import JobView, Node, OwnedReport, OwnPod, PriorityClass, RawQuota, Usage
 from trainyard.kube.watch import Store, Watch, list_pages
+from trainyard.placement.books import Demand
 from trainyard.plan.types import World
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ class Cluster:
         self.wake: Callable[[str], None] = lambda key: None
         self.capacity: Callable[[], None] = lambda: None
         self.ledger = Ledger()
+        self.promised: dict[str, tuple[str, Demand, int]] = {}  # job key: namespace, demand, pods being created now
         self.led_since: datetime | None = None  # when this operator last began to lead; what came before is hearsay
         self._client = client
         self._namespaces = frozenset(namespaces)

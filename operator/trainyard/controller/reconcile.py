@@ -21,7 +21,7 @@ from trainyard.controller.snapshot import Memory
 from trainyard.controller.waiting import Waitlist
 from trainyard.kube.client import JSON_PATCH, ApiError, Client
 from trainyard.kube.views import JobView
-from trainyard.plan.types import Admit, Plan, Refusal, Settings, Snapshot
+from trainyard.plan.types import Admit, CreatePod, Plan, Refusal, Settings, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ class Reconciler:
             await self._act(job, memory, rendered, plan)
         finally:  # whatever was not created gives its place back
             self._cluster.ledger.dismiss(assumed)
+            if self._cluster.promised.pop(key, None) and self._cluster.quotas_in(job.namespace):
+                self._cluster.capacity()
         await self._finish(job, plan)
         return plan.requeue_after
 
@@ -97,6 +99,8 @@ class Reconciler:
         if snap.rendering:
             for pod, node in places.items():
                 self._cluster.ledger.assume(pod, node, snap.rendering.demand.requests)
+            if count := sum(isinstance(action, CreatePod) for action in plan.actions):
+                self._cluster.promised[job.key] = (job.namespace, snap.rendering.demand, count)
         self._waitlist.note(job.key, plan.waiting)
         return plan, list(places)
 

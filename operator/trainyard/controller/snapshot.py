@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
 from trainyard.build import RenderedJob, admitted_hash, pod
 from trainyard.controller.cluster import Cluster
-from trainyard.kube.views import JobView, OwnPod, instant, own_unreadiness
+from trainyard.kube.views import JobView, OwnPod, RawQuota, instant, own_unreadiness
 from trainyard.placement.books import Books, Demand
 from trainyard.placement.matching import tolerated
+from trainyard.placement.place import charged
 from trainyard.placement.quantities import demand_of, quota_left
 from trainyard.plan.types import NodeState, Quota, Refusal, Rendering, Settings, Snapshot, Waiting
 
@@ -110,5 +111,13 @@ def _nodes(cluster: Cluster, pods: list[OwnPod], demand: Demand | None) -> dict[
 def _quotas(cluster: Cluster, namespace: str, demand: Demand | None) -> tuple[Quota, ...]:
     if demand is None:
         return ()
-    left = ((each.name, quota_left(each.raw, demand)) for each in cluster.quotas_in(namespace))
-    return tuple(Quota(name, amounts) for name, amounts in left if amounts is not None)
+    left = ((each, quota_left(each.raw, demand)) for each in cluster.quotas_in(namespace))
+    return tuple(_less_promised(cluster, quota, amounts) for quota, amounts in left if amounts is not None)
+
+
+def _less_promised(cluster: Cluster, quota: RawQuota, left: dict[str, int]) -> Quota:
+    """What is left once the pods that other jobs are creating at this moment are there."""
+    for namespace, demand, count in cluster.promised.values():
+        if namespace == quota.namespace and quota_left(quota.raw, demand) is not None:
+            left = {name: amount - count * charged(name, demand) for name, amount in left.items()}
+    return Quota(quota.name, left)

@@ -235,14 +235,14 @@ def check_quota(quotas: Iterable[QuotaLeft], demand: Demand, count: int) -> Obst
     over = []
     for quota in quotas:
         for name, left in sorted(quota.left.items()):
-            needed = count * _charged(name, demand)
+            needed = count * charged(name, demand)
             if needed and needed > left:
                 over.append(f"{quota.name} has {show_amount(name, max(0, left))} {name} left and {count} "
                             f"pod{'s need' if count > 1 else ' needs'} {show_amount(name, needed)}")  # fmt: skip
     return Obstacle("QuotaExceeded", "Quota " + ", ".join(over) + ".") if over else None
 
 
-def _charged(name: str, demand: Demand) -> int:
+def charged(name: str, demand: Demand) -> int:
     """What one pod counts against a quota's resource of that name."""
     if name in ("pods", "count/pods"):
         return 1

@@ -18,6 +18,7 @@ from trainyard.controller.events import Events
 from trainyard.controller.metrics import Metrics
 from trainyard.controller.queue import Conflict, NotYet, WorkQueue
 from trainyard.controller.reconcile import Reconciler
+from trainyard.controller.snapshot import Memory, take
 from trainyard.controller.waiting import Waitlist
 from trainyard.kube.client import ApiError, Client, Object
 from trainyard.plan.types import Admit, CreatePod, DeletePod, Emit, Plan, PutWorld, Settings, Snapshot
@@ -199,6 +200,31 @@ async def test_pods_are_in_the_books_until_they_are_created_and_then_by_themselv
     assert taken() == (2000, 2)
     assert not bench.cluster.ledger.assumed
     assert len(bench.cluster.pods) == 2
+
+
+async def test_two_gangs_do_not_both_count_on_the_same_quota() -> None:
+    """Else each gets half of its pods, gives them back after a while, and does the same again."""
+    bench, _ = await admitted()
+    bench.cluster.quotas.put({"metadata": {"namespace": "a", "name": "q", "resourceVersion": "1"},
+                              "spec": {"hard": {"pods": "5", "requests.cpu": "9"}}, "status": {
+                                  "hard": {"pods": "5", "requests.cpu": "9"}, "used": {"pods": "1"}}})
+    seen: list[Mapping[str, int]] = []
+
+    def others() -> Mapping[str, int]:
+        """What another job's plan would be told now."""
+        other = Memory("other")
+        snap = take(bench.cluster, bench.cluster.jobs.get("a/j"), other, ahead=(), settings=Settings(),  # type: ignore[arg-type]
+                    rendered=bench.reconciler._memories["a/j"].rendered)
+        return snap.quotas[0].left
+
+    looked: list[bool] = []
+    bench.cluster.capacity = lambda: looked.append(True)
+    bench.api.before = lambda what: seen.append(others()) if what == f"POST {PODS}" else None
+    bench.plans = [Plan(status(pods=2), (CreatePod(0, 1, None), CreatePod(1, 1, None)))]
+    await bench.run()
+    assert dict(seen[0]) == {"pods": 2, "requests.cpu": 7000}
+    assert dict(others()) == {"pods": 4, "requests.cpu": 9000}, "from here on the quota itself knows"
+    assert looked, "who was told so is told again"
 
 
 async def test_what_was_not_created_gives_its_place_back_and_no_status_is_written() -> None:
