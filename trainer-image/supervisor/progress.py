@@ -34,10 +34,16 @@ def _decimal(value: Any) -> str:
     return str(value)[:40]
 
 
+def _words(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, found {value!r}")
+    return value[:32]
+
+
 FIELDS: Dict[str, Callable[[Any], Any]] = {
     "step": _whole(STEP), "steps": _whole(STEP), "durableStep": _whole(STEP), "tokensPerSecond": _whole(COUNT),
     "data": _whole(COUNT), "shard": _whole(COUNT), "loss": _decimal, "evaluationLoss": _decimal,
-    "secondsPerStep": _decimal,
+    "secondsPerStep": _decimal, "activity": _words,
 }
 
 

@@ -68,8 +68,10 @@ def pretrain(config: TrainConfig, run: Run) -> int:
     if config.export and run.checkpoint is not None:
         started = time.monotonic()
         token_path = Path(config.data.tokenizer) if config.data.tokenizer else None
-        export.write(model, run.checkpoint / export.FOLDER, gang, DTYPES[precision], config.steps, identity, token_path)
-        say(gang, f"exported to {run.checkpoint / export.FOLDER} in {time.monotonic() - started:.1f} s")
+        folder = run.checkpoint / export.FOLDER
+        with progress.activity("export"):
+            export.write(model, folder, gang, DTYPES[precision], config.steps, identity, token_path)
+        say(gang, f"exported to {folder} in {time.monotonic() - started:.1f} s")
     return 0
 
 
@@ -234,12 +236,14 @@ class Loop:
             drain = totals.drain
             if config.evaluate and not drain and (self.step % config.evaluate.every == 0 or self.step == config.steps):
                 before = time.monotonic()
-                drain = not self.evaluate(config.evaluate.steps)
+                with self.progress.activity("evaluate"):
+                    drain = not self.evaluate(config.evaluate.steps)
                 since += time.monotonic() - before  # tokens/s is that of training
             drained = drain and self.step < config.steps
             if totals.save and not totals.busy and not drained and self.step < config.steps:
                 self.save()
-        self.save_last()
+        with self.progress.activity("save"):
+            self.save_last()
         return drained
 
     def train_step(self, rate: float) -> Totals:

@@ -7,6 +7,8 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -40,6 +42,15 @@ class Progress:
         with self._lock:
             self._fields.update(fields)
             self._write()
+
+    @contextmanager
+    def activity(self, name: str) -> Iterator[None]:
+        """Something between steps that may take long: told, so that it is not taken for a hang."""
+        self.update(activity=name)
+        try:
+            yield
+        finally:
+            self.update(activity=None)
 
     def warn(self, reason: str, message: str) -> None:
         """Something a user should know that stops nothing; the newest of each `reason` is kept."""

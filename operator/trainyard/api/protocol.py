@@ -121,6 +121,8 @@ class RankProgress(Lenient):
     """When the first step of this generation was finished."""
     seconds_per_step: Annotated[str, Field(max_length=40)] | None = None
     """Median of the last steps, decimal."""
+    activity: Annotated[str, Field(max_length=32)] | None = None
+    """What ranks do between steps that may take long (evaluate, save, export); absent while steps are computed."""
     at: Time | None = None
     """When this was reported."""
 

@@ -11,6 +11,7 @@ from trainyard.plan.turn import Fault, Turn
 AUTO_LEAST_SECONDS = 300.0
 AUTO_STEPS = 10  # auto: this many times the median step
 AUTO_AFTER = 5  # auto: once this many steps were reported
+ACTIVITY_SECONDS = 1800.0  # an evaluation, a save, an export: no step is finished meanwhile, and nothing hangs
 FIRST_STEP_SECONDS = 1800.0  # loading and compiling come before the first step of a generation
 
 
@@ -43,9 +44,10 @@ def allowance(turn: Turn) -> float | None:
     if told is None:
         reports_steps = turn.status.progress is not None or turn.spec.train is not None
         return max(FIRST_STEP_SECONDS, fixed or 0.0) if reports_steps else None
+    least = ACTIVITY_SECONDS if told.activity else 0.0
     if fixed is not None:
-        return fixed
+        return max(fixed, least)
     usual = seconds_per_step(turn)
     if usual is None or told.step < AUTO_AFTER:
         return None
-    return max(AUTO_LEAST_SECONDS, AUTO_STEPS * usual)
+    return max(AUTO_LEAST_SECONDS, AUTO_STEPS * usual, least)

@@ -33,6 +33,14 @@ def test_hang(setting: object, pace: str, seconds: float, restarts: bool) -> Non
     assert "after step 20" in world.cause.culprit
 
 
+@pytest.mark.parametrize("setting", ["auto", 20])
+@pytest.mark.parametrize(("seconds", "restarts"), [(1700, False), (1900, True)])
+def test_an_evaluation_or_export_is_no_hang(setting: object, seconds: float, restarts: bool) -> None:
+    case = training(failurePolicy={"hangSeconds": setting})
+    case = case.formed(step=20, steps=100, seconds_per_step="1.0", activity="evaluate").settled().after(seconds)
+    assert bool(case.plan().actions) == restarts
+
+
 def test_steps_that_nobody_could_report_are_not_missed() -> None:
     """After an outage of the API server the clock starts when reports can be heard again."""
     case: Case = training().after(900)
