@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from supervisor import events as e
+from trainyard.plan.conditions import finished
 from unit.protocol_model import Leader, Model, Pod
 from unit.protocol_plan import PlanLeader
 
@@ -254,11 +255,17 @@ class Protocol(RuleBasedStateMachine):
         model.api_up = True
         for pod in model.pods:
             pod.cut = False
-        over = self._until(lambda: model.world is not None and model.world.phase == "Done"
-                           and all(pod.gone for pod in model.pods), 2000, end=True)
+        over = self._until(lambda: self._told_so() and all(pod.gone for pod in model.pods), 2000, end=True)
         assert over, self._story()
         codes = {pod.name: pod.exit_code for pod in model.pods}
         assert set(codes.values()) <= {0, 137, 143}, codes
+
+    def _told_so(self) -> bool:
+        """Whether the job has ended: its World says Done, or was deleted after the job's own status had said so."""
+        model = self.model
+        if model.world is not None:
+            return model.world.phase == "Done"
+        return model.status is not None and finished(model.status[1])
 
     def _story(self) -> str:
         lines = [f"not over at {self.model.now}: {self.model.world!r}"]
