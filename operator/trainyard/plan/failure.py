@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from trainyard.api import EXIT_CONFIG
-from trainyard.api.job import Action, Avoid, FailurePolicy
+from trainyard.api.job import Avoid
 from trainyard.plan.finished import end
 from trainyard.plan.losses import active, own_failure
-from trainyard.plan.moves import known_step, movers
+from trainyard.plan.moves import movers
+from trainyard.plan.restarts import action, exhausted, no_new_step
 from trainyard.plan.times import seconds_between, stamp
 from trainyard.plan.turn import Fault, Turn, Weight
 from trainyard.plan.types import PodView, Report
@@ -67,7 +68,7 @@ def _peer_is_silent(turn: Turn, ended: list[Ended]) -> bool:
     nobody's program is to blame. Once; without a finished step since the last time, it counts."""
     assert turn.world is not None
     cause = turn.world.cause
-    again = cause.kind == "PeerLost" and (known_step(turn) or 0) <= (cause.step or 0)
+    again = cause.kind == "PeerLost" and no_new_step(turn)
     return len({one.index for one in ended}) < turn.gang.size and not again
 
 
@@ -85,27 +86,6 @@ def _answer(turn: Turn, root: Ended, indices: frozenset[int]) -> Turn:
             avoid = (Avoid(node=root.node, reason=f"RestartNode: {root.words}"[:4096], until=until),)
     weight: Weight = "free" if chosen == "Ignore" else "counted"
     return turn.with_faults(Fault("RankFailed", root.words, root.at, frozenset(dead), weight, avoid))
-
-
-def exhausted(turn: Turn, words: str) -> Turn:
-    """The job has failed: the restarts that failurePolicy allows are used up."""
-    assert turn.world is not None
-    counted, allowed = turn.world.cause.counted, turn.spec.failure_policy.max_restarts
-    message = f"{words} (after {counted} of {allowed} restarts that failurePolicy.maxRestarts allows)"
-    return end(turn, "Failed", "MaxRestartsExceeded", message)
-
-
-def action(policy: FailurePolicy, code: int) -> Action:
-    """What the policy says about an exit code. A container's 128 + N and a rank's -N mean the same signal."""
-    same = {code}
-    if code > 128:
-        same.add(128 - code)
-    if code < 0:
-        same.add(128 - code)
-    for rule in policy.rules:
-        if same & set(rule.on_exit_codes):
-            return rule.action
-    return "Fail" if code == EXIT_CONFIG else "Restart"
 
 
 def signal_name(code: int) -> str:

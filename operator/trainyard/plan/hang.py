@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from trainyard.plan.failure import exhausted
 from trainyard.plan.losses import active
 from trainyard.plan.nodes import last_step_at, seconds_per_step
+from trainyard.plan.restarts import exhausted
 from trainyard.plan.times import moment, seconds_between
 from trainyard.plan.turn import Fault, Turn
 

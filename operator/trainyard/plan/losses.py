@@ -1,16 +1,19 @@
-"""Pods that are gone for good, whatever took them. Infrastructure is nobody's fault: it never counts."""
+"""Pods that are gone for good, whatever took them. Infrastructure is nobody's fault: it never counts. A container that
+ends by itself again and again is not infrastructure."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
 from trainyard.plan.naming import pod_name
-from trainyard.plan.nodes import MASS_PATIENCE, gone, is_blip, stepping, suspects, unready
+from trainyard.plan.nodes import MASS_PATIENCE, gone, is_blip, stepping, suspects, unreachable, unready
+from trainyard.plan.restarts import action, exhausted, lost_again
 from trainyard.plan.times import seconds_between
-from trainyard.plan.turn import Fault, Turn
+from trainyard.plan.turn import Fault, Turn, Weight
 from trainyard.plan.types import PodView
 
 FROM_OUTSIDE = (None, 0, 137, 143)  # exit codes of a container that somebody else ended, or that just left
+LOOK = "; look at the pod's events, its livenessProbe, the container's log, and at what else stops it"
 
 
 def active(turn: Turn) -> bool:
@@ -25,8 +28,14 @@ def losses(turn: Turn) -> Turn:
         return turn
     for index in range(turn.gang.size):
         kind, culprit = _loss(turn, index)
-        if kind:
-            turn = turn.with_faults(Fault(kind, culprit, turn.now, frozenset({index})))
+        if not kind:
+            continue
+        weight: Weight = "free"
+        if _ended_by_itself_again(turn, index):
+            weight, culprit = "counted", f"{culprit}, again without a new step{LOOK}"
+            if turn.world and turn.world.cause.counted >= turn.spec.failure_policy.max_restarts:
+                return exhausted(turn, culprit)
+        turn = turn.with_faults(Fault(kind, culprit, turn.now, frozenset({index}), weight))
     return _silent_nodes(turn)
 
 
@@ -55,6 +64,17 @@ def _loss(turn: Turn, index: int) -> tuple[str, str]:
         never_ran = pod.exit_code is None and not formed
         return ("", "") if never_ran else ("PodLost", f"pod {pod.name} ended without a report{_words(pod)}")
     return _loss_of_running(turn, pod)
+
+
+def _ended_by_itself_again(turn: Turn, index: int) -> bool:
+    """Whether a container ended although nobody took its pod or its node away, in a place that was lost before."""
+    pod = turn.gang.holders.get(index)
+    if pod is None or pod.exit_code is None or pod.deleting is not None or pod.disruption:
+        return False
+    state = turn.snap.nodes.get(pod.node or "")
+    if unreachable(turn.snap, pod) or (state is not None and state.no_execute):
+        return False
+    return lost_again(turn, pod) and action(turn.spec.failure_policy, pod.exit_code) != "Ignore"
 
 
 def _loss_of_running(turn: Turn, pod: PodView) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from trainyard.plan.losses import active
 from trainyard.plan.nodes import unreachable
+from trainyard.plan.restarts import known_step
 from trainyard.plan.suspend import MARGIN_SECONDS
 from trainyard.plan.times import fine_stamp, moment, seconds_between
 from trainyard.plan.turn import Fault, Turn
@@ -111,11 +112,3 @@ def _words(leaving: dict[int, Mover]) -> str:
     shown = [leaving[index].why for index in sorted(leaving)[:3]]
     more = len(leaving) - len(shown)
     return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
-
-
-def known_step(turn: Turn) -> int | None:
-    """The last finished step that is known."""
-    told = turn.gang.progress
-    if told is not None:
-        return told.step
-    return turn.status.progress.step if turn.status.progress else None

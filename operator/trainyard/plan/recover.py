@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainyard.api.protocol import Cause, Master, WorldSpec
 from trainyard.plan.conditions import shorten
 from trainyard.plan.gang import highest_incarnation
-from trainyard.plan.moves import known_step
+from trainyard.plan.restarts import known_step
 from trainyard.plan.times import fine_stamp
 from trainyard.plan.turn import Fault, Turn
 

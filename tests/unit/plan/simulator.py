@@ -68,6 +68,7 @@ class Cluster:
     step: int = 0
     durable: int = 0
     roots: int = 0
+    again: int = 0  # containers that ended by themselves in a pod that was a replacement
     lose: int | None = None  # so many actions of the next plan are carried out, then the operator dies
     acted: int = 0
     names: set[str] = field(default_factory=set)
@@ -196,6 +197,7 @@ class Cluster:
             case "vanish":
                 del self.pods[pod.view.uid]
             case "exit" if pod.works:
+                self.again += pod.view.incarnation > 1
                 self._finish(pod, "Failed", 137)
             case "refuse" if not pod.view.started:
                 pod.view = replace(pod.view, phase="Failed", reason="UnexpectedAdmissionError")

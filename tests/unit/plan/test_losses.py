@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from trainyard.plan.types import CreatePod, DeletePod, PutWorld
-from unit.plan.builders import NOW, Case, of_type, rank_failure, training, world_of
+from unit.plan.builders import NOW, Case, condition, of_type, rank_failure, training, world_of
 
 
 def silent(case: Case, *nodes: str, for_seconds: float = 60.0) -> Case:
@@ -127,3 +128,61 @@ def test_members_that_never_join_are_replaced_if_they_had_the_time() -> None:
     assert case.after(10).plan().actions == ()
     world = world_of(case.after(61).plan())
     assert (world.generation, world.incarnations) == (3, {"1": 3})
+
+
+def ended(case: Case, code: int = 137, **fields: Any) -> Case:
+    """The container of pod 1 has ended with this code; nobody asked it to, and it reported nothing."""
+    return case.pod(1, **{"phase": "Failed", "started": False, "exit_code": code, "reason": "Error"} | fields)
+
+
+@pytest.mark.parametrize("code", [0, 137, 143])
+@pytest.mark.parametrize("forms", [True, False])
+def test_a_container_that_keeps_ending_by_itself_counts_from_the_second_time_on(code: int, forms: bool) -> None:
+    """A liveness probe that can never succeed: not for ever."""
+    case = ended(training(failurePolicy={"maxRestarts": 2}), code).applied()
+    assert (case.world_spec.cause.total, case.world_spec.cause.counted) == (1, 0)
+    for counted in (1, 2):
+        case = case.started().formed().applied() if forms else case.started()
+        case = ended(case.after(5), code).applied()
+        cause = case.world_spec.cause
+        assert (cause.kind, cause.total, cause.counted) == ("PodLost", 1 + counted, counted)
+    case = case.started().formed().applied() if forms else case.started()
+    verdict, reason, message = condition(ended(case.after(5), code).plan().status, "Failed")
+    assert (verdict, reason) == ("True", "MaxRestartsExceeded")
+    assert f"pod j-1-4 ended without a report (exit code {code}: Error), again without a new step" in message
+    assert "livenessProbe" in message
+    assert "after 2 of 2 restarts" in message
+
+
+def test_containers_that_end_in_turn_count_too() -> None:
+    case = ended(training()).applied().started().formed().applied()
+    case = case.pod(0, phase="Failed", started=False, exit_code=137).applied()
+    assert case.world_spec.cause.counted == 0, "the first time for pod 0"
+    case = ended(case.started().formed().applied()).applied()
+    assert case.world_spec.cause.counted == 1
+
+
+def test_a_newly_finished_step_forgives_a_container_that_ended() -> None:
+    case = ended(training(step=20)).applied().started().formed(step=21).applied()
+    assert ended(case).applied().world_spec.cause.counted == 0
+
+
+@pytest.mark.parametrize("fields", [
+    {"exit_code": None, "reason": "NodeShutdown"}, {"disruption": "EvictionByEvictionAPI"},
+    {"deleting": NOW + timedelta(seconds=30)},
+], ids=str)
+def test_a_pod_that_was_taken_away_never_counts(fields: dict[str, Any]) -> None:
+    case = ended(training(), **fields).applied().started().formed().applied()
+    assert ended(case, **fields).applied().world_spec.cause.counted == 0
+
+
+def test_a_pod_on_a_silent_node_never_counts() -> None:
+    case = ended(training()).applied().started().formed().applied()
+    node = next(pod.node for pod in case.snap.pods if pod.index == 1)
+    assert ended(silent(case, str(node))).applied().world_spec.cause.counted == 0
+
+
+def test_a_rule_that_ignores_the_exit_code_is_obeyed() -> None:
+    policy = {"rules": [{"onExitCodes": [137], "action": "Ignore"}]}
+    case = ended(training(failurePolicy=policy)).applied().started().formed().applied()
+    assert ended(case).applied().world_spec.cause.counted == 0

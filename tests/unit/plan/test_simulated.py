@@ -51,14 +51,16 @@ def test_an_undisturbed_job_needs_few_writes() -> None:
 def test_it_always_ends_well(faults: list[tuple[str, int, int]]) -> None:
     cluster = run(Cluster(), faults)
     assert cluster.acted <= 40 + 30 * len(faults)
-    assert cluster.status.restarts.counted <= cluster.roots
+    assert cluster.status.restarts.counted <= cluster.roots + cluster.again
     assert cluster.status.restarts.total <= len(faults)
 
 
 @settings(max_examples=20, deadline=None)
 @given(faults_of((*INFRASTRUCTURE, *OPERATOR)))
 def test_infrastructure_never_counts(faults: list[tuple[str, int, int]]) -> None:
-    assert run(Cluster(), faults).status.restarts.counted == 0
+    """But for containers that end by themselves in a pod that is a replacement already."""
+    cluster = run(Cluster(), faults)
+    assert cluster.status.restarts.counted <= cluster.again
 
 
 @settings(max_examples=15, deadline=None)
