@@ -31,7 +31,11 @@ def rest(installed: ApiServer) -> Iterator[Rest]:
 
 
 @pytest.fixture(scope="module")
-def operator(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+def operator(kubeconfig: Path, rest: Rest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    # Jobs that other tests left would wait for places here as well.
+    for job in rest.get(f"{GROUP}/trainingjobs").body["items"]:
+        meta = job["metadata"]
+        rest.request("DELETE", f"{GROUP}/namespaces/{meta['namespace']}/trainingjobs/{meta['name']}")
     with run_operator(kubeconfig, tmp_path_factory.mktemp("operator"), "shared", namespace=NAMESPACE) as running:
         until("it leads", 30, lambda: running.leads)
         yield running
