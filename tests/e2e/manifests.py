@@ -10,7 +10,17 @@ from harness.installation import Yard
 from harness.job import Job, Timeout
 
 Object = dict[str, Any]
+VOLUME = {"persistentVolumeClaim": {"claimName": "shared"}}
 SCRIPT = Path(__file__).with_name("steps.py").read_text()
+
+
+def _job(name: str, namespace: str, spec: Object) -> Object:
+    return {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    }
 
 
 def counting(name: str, namespace: str, image: str, *, nodes: int = 2, procs: int = 1, steps: int = 20,
@@ -22,19 +32,14 @@ def counting(name: str, namespace: str, image: str, *, nodes: int = 2, procs: in
         "imagePullPolicy": "IfNotPresent",
         "env": [{"name": "STEPS", "value": str(steps)}, {"name": "STEP_SECONDS", "value": str(step_seconds)}],
     }
-    return {
-        "apiVersion": "trainyard.dev/v1alpha1",
-        "kind": "TrainingJob",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "numNodes": nodes,
-            "numProcPerNode": procs,
-            "command": ["python3", "-c", SCRIPT],
-            "checkpoint": {"volume": {"persistentVolumeClaim": {"claimName": "shared"}}, "subPath": name},
-            "template": {"spec": {"containers": [container]}},
-            **spec,
-        },
-    }
+    return _job(name, namespace, {
+        "numNodes": nodes,
+        "numProcPerNode": procs,
+        "command": ["python3", "-c", SCRIPT],
+        "checkpoint": {"volume": VOLUME, "subPath": name},
+        "template": {"spec": {"containers": [container]}},
+        **spec,
+    })  # fmt: skip
 
 
 def training(name: str, namespace: str, *, nodes: int = 2, procs: int = 1, steps: int = 30, **spec: Any) -> Object:
@@ -52,22 +57,16 @@ def training(name: str, namespace: str, *, nodes: int = 2, procs: int = 1, steps
         "batchSize": 4,
         "optimizer": {"learningRate": 0.003},
     }  # fmt: skip
-    volume = {"persistentVolumeClaim": {"claimName": "shared"}}
     mount = {"name": "shared", "mountPath": "/data", "subPath": "data", "readOnly": True}
-    return {
-        "apiVersion": "trainyard.dev/v1alpha1",
-        "kind": "TrainingJob",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "numNodes": nodes,
-            "numProcPerNode": procs,
-            "train": train,
-            "checkpoint": {"volume": volume, "subPath": name, "every": 5},
-            "template": {"spec": {"containers": [{"name": "trainer", "volumeMounts": [mount]}],
-                                  "volumes": [{"name": "shared", **volume}]}},
-            **spec,
-        },
-    }  # fmt: skip
+    return _job(name, namespace, {
+        "numNodes": nodes,
+        "numProcPerNode": procs,
+        "train": train,
+        "checkpoint": {"volume": VOLUME, "subPath": name, "every": 5},
+        "template": {"spec": {"containers": [{"name": "trainer", "volumeMounts": [mount]}],
+                              "volumes": [{"name": "shared", **VOLUME}]}},
+        **spec,
+    })  # fmt: skip
 
 
 def wait_kept(yard: Yard, job: Job, step: int, seconds: float = 120, rank: int = 0) -> int:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,16 +53,22 @@ def run(stage: Stage) -> tuple[bool, float]:
         shown = " ".join(Path(part).name if part.startswith("/") else part for part in command)
         print(f"\n=== {stage.name}: {shown}", flush=True)
         child = subprocess.Popen(command, cwd=ROOT)
+        # A terminal's Ctrl-C reaches the child too; CI's SIGTERM comes to us alone and is passed on as one.
+        signal.signal(signal.SIGTERM, partial(_interrupt, child))
         try:
             code = child.wait()
         except KeyboardInterrupt:
-            # The child got the terminal's SIGINT as well and is cleaning up after itself; give it the time.
-            child.wait(timeout=60)
+            child.wait(timeout=60)  # it is cleaning up after itself
             raise
         passed &= code == 0
         if code:
             print(f"=== {stage.name}: failed with exit code {code}", flush=True)
     return passed, time.monotonic() - start
+
+
+def _interrupt(child: subprocess.Popen[bytes], *_: object) -> None:
+    child.send_signal(signal.SIGINT)
+    raise KeyboardInterrupt
 
 
 def main(names: list[str]) -> int:
@@ -70,8 +77,6 @@ def main(names: list[str]) -> int:
     if unknown or not names:
         print(f"expected stages from {', '.join(STAGES)}; got {', '.join(names) or 'none'}", file=sys.stderr)
         return 2
-    # CI ends a run with SIGTERM; treated like Ctrl-C, the children clean up.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     results = []
     for name in names:
         results.append((name, *run(STAGES[name])))
