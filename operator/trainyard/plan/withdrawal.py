@@ -4,6 +4,7 @@ each time."""
 from __future__ import annotations
 
 from datetime import timedelta
+from hashlib import sha256
 
 from trainyard.api.protocol import Master
 from trainyard.plan.bringup import UNSCHEDULABLE_PATIENCE, hindrance, is_hopeless
@@ -12,12 +13,13 @@ from trainyard.plan.gang import trained
 from trainyard.plan.losses import active
 from trainyard.plan.recover import raised
 from trainyard.plan.removal import removal
-from trainyard.plan.times import moment, seconds_between, stamp
+from trainyard.plan.times import fine_stamp, moment, seconds_between
 from trainyard.plan.turn import Turn
 from trainyard.plan.types import PodView
 
 FIRST_BACKOFF = 10.0
 LONGEST_BACKOFF = 300.0
+JITTER = 0.3  # a pause is longer by up to this part of it
 
 
 def withdrawal(turn: Turn) -> Turn:
@@ -65,11 +67,19 @@ def _unplaced_since(turn: Turn) -> float | None:
 
 def _withdraw(turn: Turn, words: str) -> Turn:
     assert turn.world is not None
-    pause = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(turn.status.withdrawals, 16))
+    pause = _pause(turn)
     retry = turn.now + timedelta(seconds=pause)
     update = {"incarnations": raised(turn, frozenset(range(turn.gang.size))), "master": Master()}
     turn = turn.with_world(turn.world.model_copy(update=update))
     message = f"The gang was withdrawn: {words}. It is placed again at {retry:%H:%M:%S} UTC."
     turn = turn.judge("Scheduled", "False", "Withdrawn", message).judge("Running", "False", "Withdrawn", message)
-    turn = turn.note(withdrawals=turn.status.withdrawals + 1, retry_at=stamp(retry))
+    turn = turn.note(withdrawals=turn.status.withdrawals + 1, retry_at=fine_stamp(retry))
     return removal(turn, turn.snap.pods).look_again(pause).stop()
+
+
+def _pause(turn: Turn) -> float:
+    """Seconds until the next try. Jobs that one cause withdrew together come back apart, by a jitter that follows from
+    the job's UID and the number of the withdrawal: the same snapshot gives the same plan."""
+    count = turn.status.withdrawals
+    drawn = int.from_bytes(sha256(f"{turn.snap.uid}/{count}".encode()).digest()[:4], "big") / 2**32
+    return min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(count, 16)) * (1.0 + JITTER * drawn)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from trainyard.plan.types import CreatePod, DeletePod, PutWorld, Quota, Waiting
+from trainyard.plan.times import moment, seconds_between
+from trainyard.plan.types import CreatePod, DeletePod, Plan, PutWorld, Quota, Waiting
 from unit.plan.builders import DEMAND, NOW, Case, books, condition, job, of_type, placed, training, world_of
 
 IMAGE = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "no/such"'}
@@ -137,17 +138,38 @@ def test_an_image_nobody_can_pull_withdraws_the_gang_with_growing_backoff() -> N
     made = case.after(121).plan()
     assert world_of(made).incarnations == {"0": 2, "1": 2}, "fenced before they are deleted"
     assert len(of_type(made, DeletePod)) == 2
-    assert (made.status.withdrawals, made.status.retry_at) == (1, "2026-11-20T12:02:11Z")
+    assert made.status.withdrawals == 1
+    assert 10 <= pause_of(made, case.after(121)) <= 13
     assert condition(made.status, "Scheduled")[1] == "Withdrawn"
     assert "no/such" in condition(made.status, "Scheduled")[2]
-    assert made.requeue_after == pytest.approx(10)
+    assert made.requeue_after == pytest.approx(pause_of(made, case.after(121)))
     gone = case.after(121).applied()
     assert gone.after(9).plan().actions == ()
-    again = gone.after(10).applied()
+    again = gone.after(14).applied()
     assert sorted(pod.name for pod in again.snap.pods) == ["j-0-2", "j-1-2"]
     again = again.pod(0, node="n0", **IMAGE).pod(1, node="n1", **IMAGE).after(121)
     assert again.plan().status.withdrawals == 2
-    assert again.plan().requeue_after == pytest.approx(20)
+    assert 20 <= pause_of(again.plan(), again) <= 26
+
+
+def pause_of(made: Plan, case: Case) -> float:
+    """Seconds from the withdrawal to the next try, as the status has it."""
+    retry = moment(made.status.retry_at)
+    assert retry is not None
+    return seconds_between(case.snap.now, retry)
+
+
+def test_gangs_that_were_withdrawn_together_do_not_come_back_together() -> None:
+    case = placed().pod(0, node="n0", **IMAGE).pod(1, node="n1", **IMAGE).after(121)
+    many = [case.but(uid=f"uid-{number}") for number in range(40)]
+    pauses = [pause_of(one.plan(), one) for one in many]
+    assert len({round(pause, 2) for pause in pauses}) > 30
+    assert max(pauses) - min(pauses) > 2
+    assert pauses == [pause_of(one.plan(), one) for one in many], "the same snapshot gives the same plan"
+    later = [pause_of(one.plan(), one) for one in (each.status_with(withdrawals=1) for each in many)]
+    assert any(abs(second - 2 * first) > 0.5 for first, second in zip(pauses, later, strict=True)), "drawn anew"
+    longest = [pause_of(one.plan(), one) for one in (each.status_with(withdrawals=40) for each in many)]
+    assert 300 <= min(longest) < max(longest) <= 390
 
 
 def test_survivors_of_a_gang_that_trained_are_never_withdrawn() -> None:
