@@ -20,7 +20,7 @@ from trainyard.controller.jobs import JobWatch
 from trainyard.controller.metrics import Metrics
 from trainyard.controller.options import Options
 from trainyard.controller.queue import WorkQueue
-from trainyard.controller.reconcile import Reconciler
+from trainyard.controller.reconcile import Reconciler, foreign
 from trainyard.controller.schema import wait_for_crds
 from trainyard.controller.server import serve
 from trainyard.controller.waiting import Waitlist
@@ -225,6 +225,8 @@ class Operator:
     def _gauges(self) -> Mapping[tuple[str, str, str], Mapping[str, float]]:
         states: dict[str, float] = {}
         for _, job in self.cluster.jobs:
+            if foreign(job):
+                continue
             state = str(job.status.get("state") or "Pending")
             states[state] = states.get(state, 0) + 1
         watches = self.cluster.watches

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 
 from trainyard.api import CONTROLLER_NAME
-from trainyard.api.job import TrainingJobStatus
 from trainyard.build import BuildSettings, RenderedJob
 from trainyard.controller import snapshot
 from trainyard.controller.admission import admit, classify, load
@@ -18,6 +17,7 @@ from trainyard.controller.events import Events
 from trainyard.controller.metrics import Metrics
 from trainyard.controller.queue import Conflict
 from trainyard.controller.snapshot import Memory
+from trainyard.controller.status import read_status
 from trainyard.controller.waiting import Waitlist
 from trainyard.kube.client import JSON_PATCH, ApiError, Client
 from trainyard.kube.views import JobView
@@ -63,7 +63,7 @@ class Reconciler:
 
     async def _reconcile(self, key: str) -> float | None:
         job = self._cluster.jobs.get(key)
-        if job is None or job.deleting or job.spec.get("managedBy") not in (None, CONTROLLER_NAME):
+        if job is None or job.deleting or foreign(job):
             self._forget(key)  # what a deleted job owns is the garbage collector's
             return None
         memory = self._memories.get(key)
@@ -155,7 +155,7 @@ class Reconciler:
             raise
 
     async def _finish(self, job: JobView, plan: Plan) -> None:
-        before = TrainingJobStatus.model_validate(job.status).dump()
+        before = read_status(job.status)[0].dump()
         after = plan.status.dump()
         if after != before:
             await self._write_status(job, after)
@@ -190,6 +190,11 @@ class Reconciler:
     def _forget(self, key: str) -> None:
         self._memories.pop(key, None)
         self._waitlist.note(key, None)
+
+
+def foreign(job: JobView) -> bool:
+    """Whether another controller looks after this job (spec.managedBy)."""
+    return job.spec.get("managedBy") not in (None, CONTROLLER_NAME)
 
 
 def _same_but_status(one: JobView, other: JobView) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -9,15 +10,18 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
+from trainyard.api.job import TrainingJobSpec
 from trainyard.build import RenderedJob, admitted_hash, pod
 from trainyard.controller.cluster import Cluster
+from trainyard.controller.status import read_status
 from trainyard.kube.views import JobView, OwnPod, RawQuota, instant, own_unreadiness
 from trainyard.placement.books import Books, Demand
 from trainyard.placement.matching import tolerated
 from trainyard.placement.place import charged
 from trainyard.placement.quantities import demand_of, quota_left
 from trainyard.plan.types import NodeState, Quota, Refusal, Rendering, Settings, Snapshot, Waiting
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -30,6 +34,7 @@ class Memory:
     strangers: dict[str, float] = field(default_factory=dict)  # taken names; until (monotonic)
     spec: tuple[int, TrainingJobSpec | None, str] | None = None  # generation, parsed spec, what is wrong with it
     admitted: tuple[int, str] = (-1, "")  # generation, admitted_hash
+    ignored: tuple[str, ...] = ()  # parts of the status that this version does not understand
 
 
 def parse_spec(job: JobView, memory: Memory) -> tuple[TrainingJobSpec | None, str]:
@@ -57,6 +62,10 @@ def take(cluster: Cluster, job: JobView, memory: Memory, *, rendered: RenderedJo
          settings: Settings) -> Snapshot:
     """The snapshot. Its books are live: use it before anything else runs."""
     spec, wrong = parse_spec(job, memory)
+    status, ignored = read_status(job.status)
+    if ignored and ignored != memory.ignored:
+        log.warning("job %s: left out of its status, another version wrote it: %s", job.key, ", ".join(ignored))
+    memory.ignored = ignored
     pods = cluster.pods_of(job)
     ours = [each for each in pods if each.job_uid == job.uid]
     strangers = {each.view.name for each in pods if each.job_uid != job.uid} | _taken(memory)
@@ -64,7 +73,7 @@ def take(cluster: Cluster, job: JobView, memory: Memory, *, rendered: RenderedJo
     demand = rendering.demand if rendering else None
     return Snapshot(
         now=datetime.now(UTC), namespace=job.namespace, name=job.name, uid=job.uid, generation=job.generation,
-        created=job.created, spec=spec, spec_error=wrong, status=TrainingJobStatus.model_validate(job.status),
+        created=job.created, spec=spec, spec_error=wrong, status=status,
         deleting=job.deleting, admitted_hash=memory.admitted[1], priority=cluster.priority(job),
         rendering=rendering, refusal=memory.refusal,
         world=world if (world := cluster.worlds.get(job.key)) and world.spec.job == job.uid else None,

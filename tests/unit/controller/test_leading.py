@@ -67,3 +67,14 @@ async def test_who_waited_then_is_asked_anew(monkeypatch: pytest.MonkeyPatch) ->
     assert len(operator.waitlist) == 0
     assert operator.waitlist.ahead("a/new", 0, datetime.now(UTC)) == ()
     assert operator.reconciler._memories == {}
+
+
+async def test_jobs_of_another_controller_are_not_in_the_metric() -> None:
+    operator = Operator(parse(["--no-leader-election"]), Client(Configuration()), Metrics())
+    for name, managed_by, state in (("a", None, ""), ("b", "trainyard.dev/operator", "Running"),
+                                    ("c", "example.com/other", ""), ("d", "example.com/other", "Running")):
+        operator.cluster.jobs.put({
+            "metadata": {"namespace": "ns", "name": name, "uid": name, "resourceVersion": "1",
+                         "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"managedBy": managed_by} if managed_by else {}, "status": {"state": state} if state else {}})
+    assert operator._gauges()["trainyard_jobs", "TrainingJobs by state.", "state"] == {"Pending": 1, "Running": 1}

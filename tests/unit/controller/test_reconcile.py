@@ -345,3 +345,17 @@ async def test_a_pod_with_another_uid_is_not_deleted() -> None:
     (400, "strict decoding error: unknown field \"spec.containrs\"", ("TemplateRefused", True))])
 def test_classification(code: int, message: str, expected: tuple[str, bool]) -> None:
     assert classify(ApiError(code, "X", message)) == expected
+
+
+async def test_a_status_of_a_newer_version_stops_nothing() -> None:
+    """After a rollback: what is not known is left aside, and gone with the next write."""
+    bench, name = await admitted()
+    newer = {"type": "Rebalanced", "status": "True", "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    known = {"type": "Accepted", "status": "True", "reason": "Admitted", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    bench.api.objects[JOB]["status"] = {"state": "Hibernating", "rendered": name, "conditions": [newer, known]}
+    bench.put_job()
+    bench.plans = [Plan(status(rendered=name, withdrawals=1))]
+    await bench.run()
+    assert [condition.type for condition in bench.snapshots[-1].status.conditions] == ["Accepted"]
+    assert bench.snapshots[-1].status.state is None
+    assert bench.api.objects[JOB]["status"]["state"] == "Starting"
