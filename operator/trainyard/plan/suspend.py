@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from trainyard.plan.conditions import find, holds
+from trainyard.plan.progress import current, progress
 from trainyard.plan.removal import removal
 from trainyard.plan.times import fine_stamp, moment, seconds_between
 from trainyard.plan.turn import Turn
@@ -26,7 +27,10 @@ def suspend(turn: Turn) -> Turn:
         return removal(turn, turn.snap.pods).stop()
     turn = drain(turn)
     left = drain_left(turn)
-    return (turn.look_again(left) if left > 0 else removal(turn, turn.snap.pods)).stop()
+    if left > 0:
+        return progress(turn).look_again(left).stop()
+    # The step that was saved is in the status before the Reports go with their pods.
+    return removal(current(turn), turn.snap.pods).stop()
 
 
 def is_draining(turn: Turn) -> bool:

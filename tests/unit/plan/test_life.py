@@ -99,6 +99,16 @@ def suspended(nodes: int = 2) -> Case:
     return case.applied().applied()
 
 
+def test_the_step_that_suspend_saved_is_in_the_status() -> None:
+    """The Reports go with their pods; what they said last is written before, however recent the last write was."""
+    case = training().spec_with(suspend=True).applied().after(1)
+    case = case.report(0, "Drained", drained_step=29, progress={"step": 29, "steps": 100})
+    made = case.plan()
+    assert len(of_type(made, DeletePod)) == 2
+    assert made.status.progress is not None
+    assert made.status.progress.step == 29
+
+
 def test_suspend_drains_then_deletes_then_says_so() -> None:
     case = training().spec_with(suspend=True)
     made = case.plan()
