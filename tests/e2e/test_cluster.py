@@ -89,7 +89,8 @@ def ask(name, server):
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     s.settimeout(2)
     s.sendto(struct.pack(">6H", 1, 256, 1, 0, 0, 0) + labels + b"\\\\0" + struct.pack(">2H", 1, 1), (server, 53))
-    answer = s.recv(512)
+    try: answer = s.recv(512)
+    except TimeoutError: return ""  # not served yet, or lost: like any resolver, the caller asks again
     return socket.inet_ntoa(answer[-4:]) if struct.unpack(">H", answer[6:8])[0] else ""
 '''.replace("\\\\0", "\\0")
 
