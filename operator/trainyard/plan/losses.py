@@ -7,13 +7,12 @@ from datetime import timedelta
 
 from trainyard.plan.naming import pod_name
 from trainyard.plan.nodes import MASS_PATIENCE, gone, is_blip, stepping, suspects, unreachable, unready
-from trainyard.plan.restarts import action, exhausted, lost_again
+from trainyard.plan.restarts import LOOK, action, exhausted, lost_again
 from trainyard.plan.times import seconds_between
 from trainyard.plan.turn import Fault, Turn, Weight
 from trainyard.plan.types import PodView
 
 FROM_OUTSIDE = (None, 0, 137, 143)  # exit codes of a container that somebody else ended, or that just left
-LOOK = "; look at the pod's events, its livenessProbe, the container's log, and at what else stops it"
 
 
 def active(turn: Turn) -> bool:

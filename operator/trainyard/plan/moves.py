@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from trainyard.plan.losses import active
 from trainyard.plan.nodes import unreachable
-from trainyard.plan.restarts import known_step
+from trainyard.plan.restarts import LOOK, TOLD_TO_STOP, exhausted, known_step, lost_again
 from trainyard.plan.suspend import MARGIN_SECONDS
 from trainyard.plan.times import fine_stamp, moment, seconds_between
 from trainyard.plan.turn import Fault, Turn
@@ -45,17 +45,22 @@ def _why(turn: Turn, pod: PodView, stopping: bool) -> str:
         return f"must leave node {state.name} (taint {state.no_execute})"
     if pod.deleting is not None:
         return "was deleted"
-    return "was told to stop" if stopping else ""
+    return TOLD_TO_STOP if stopping else ""
 
 
 def moves(turn: Turn) -> Turn:
     """Drain while the pods that leave can still take part, then the next generation without them."""
-    if not active(turn) or turn.world is None:
+    world = turn.world
+    if not active(turn) or world is None:
         return turn
     leaving = movers(turn)
+    if world.phase == "Run" and not turn.faults:
+        turn = _told_again(turn, leaving)
+        if turn.stopped:
+            return turn
     if turn.faults or not turn.gang.formed:
         return _with_move(turn, leaving) if turn.faults or any(_is_started(turn, i) for i in leaving) else turn
-    if turn.world.phase == "Drain":
+    if world.phase == "Drain":
         left = _drain_left(turn)
         return turn.look_again(left) if left > 0 else _with_move(turn, leaving, always=True)
     if not leaving:
@@ -68,6 +73,19 @@ def moves(turn: Turn) -> Turn:
     if not _can_save(turn, leaving):
         return _with_move(turn, leaving)
     return _drain(turn, leaving, seconds)
+
+
+def _told_again(turn: Turn, leaving: dict[int, Mover]) -> Turn:
+    """A pod that keeps being told to stop, and that nobody known wants to leave: a liveness probe for instance."""
+    for index, mover in leaving.items():
+        if not mover.why.endswith(TOLD_TO_STOP) or not lost_again(turn, turn.gang.holders[index]):
+            continue
+        assert turn.world is not None
+        culprit = f"{mover.why}, again without a new step{LOOK}"
+        if turn.world.cause.counted >= turn.spec.failure_policy.max_restarts:
+            return exhausted(turn, culprit)
+        turn = turn.with_faults(Fault("PodLost", culprit, turn.now, frozenset({index}), "counted"))
+    return turn
 
 
 def _is_started(turn: Turn, index: int) -> bool:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from trainyard.api import EXIT_CONFIG
 from trainyard.api.job import Action, FailurePolicy
 from trainyard.plan.finished import end
+from trainyard.plan.gang import PLANNED
 from trainyard.plan.turn import Turn
 from trainyard.plan.types import PodView
+
+TOLD_TO_STOP = "was told to stop"  # SIGTERM, and nobody known wanted the pod to leave
+LOOK = "; look at the pod's events, its livenessProbe, the container's log, and at what else stops it"
 
 
 def known_step(turn: Turn) -> int | None:
@@ -26,7 +30,13 @@ def lost_again(turn: Turn, pod: PodView) -> bool:
     """Whether this pod, itself a replacement, is lost without a newly finished step since the last loss. Infrastructure
     may take a place once; what keeps taking it is more likely a probe or the program, and must come to an end."""
     assert turn.world is not None
-    return turn.world.cause.kind in ("PodLost", "PeerLost") and pod.incarnation > 1 and no_new_step(turn)
+    if pod.incarnation == 1:
+        return False
+    cause = turn.world.cause
+    if cause.kind in PLANNED:
+        return not turn.gang.formed  # a loss on the way to the first step leaves no cause of its own
+    lost = cause.kind in ("PodLost", "PeerLost") or (cause.kind == "Moved" and TOLD_TO_STOP in cause.culprit)
+    return lost and no_new_step(turn)
 
 
 def exhausted(turn: Turn, words: str) -> Turn:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from trainyard.plan.types import CreatePod, DeletePod, PutWorld
-from unit.plan.builders import NOW, Case, condition, of_type, rank_failure, training, world_of
+from unit.plan.builders import NOW, Case, condition, of_type, placed, rank_failure, training, world_of
 
 
 def silent(case: Case, *nodes: str, for_seconds: float = 60.0) -> Case:
@@ -186,3 +186,29 @@ def test_a_rule_that_ignores_the_exit_code_is_obeyed() -> None:
     policy = {"rules": [{"onExitCodes": [137], "action": "Ignore"}]}
     case = ended(training(failurePolicy=policy)).applied().started().formed().applied()
     assert ended(case).applied().world_spec.cause.counted == 0
+
+
+@pytest.mark.parametrize("code", [0, 137, 143])
+def test_a_container_that_never_lives_until_the_gang_has_formed_ends_the_job_at_last(code: int) -> None:
+    case = placed(failurePolicy={"maxRestarts": 1}).started().settled()
+    for counted in (0, 1):
+        case = ended(case.started(), code).applied()
+        assert case.world_spec.cause.counted == counted
+    assert condition(ended(case.started(), code).plan().status, "Failed")[1] == "MaxRestartsExceeded"
+
+
+def test_a_container_that_is_told_to_stop_again_and_again_by_nobody_known_counts_too() -> None:
+    """kubelet ends what fails its livenessProbe with SIGTERM, which the supervisor reports."""
+    case = training(failurePolicy={"maxRestarts": 1}).report(1, "Stopping").applied()
+    assert case.world_spec.phase == "Drain"
+    case = case.report(0, "Drained").applied().started().formed().applied()
+    assert (case.world_spec.cause.kind, case.world_spec.cause.counted) == ("Moved", 0)
+    again = case.report(1, "Stopping").applied()
+    assert (again.world_spec.cause.kind, again.world_spec.cause.counted) == ("PodLost", 1)
+    verdict, reason, message = condition(again.started().formed().report(1, "Stopping").plan().status, "Failed")
+    assert (verdict, reason) == ("True", "MaxRestartsExceeded")
+    assert "pod j-1-3 was told to stop" in message
+    deleted = case.pod(1, deleting=NOW + timedelta(seconds=30)).report(1, "Stopping").applied()
+    assert (deleted.world_spec.cause.kind, deleted.world_spec.cause.counted) == ("Moved", 0)
+    onward = case.formed(step=25).settled().report(1, "Stopping").applied()
+    assert (onward.world_spec.phase, onward.world_spec.cause.counted) == ("Drain", 0)
