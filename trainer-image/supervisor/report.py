@@ -18,10 +18,11 @@ def timestamp(wall: float) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def stepped(progress: Mapping[str, Any]) -> bool:
-    """Whether a step was finished in this run: a program that resumes first tells only where it stands."""
+def stepped(progress: Mapping[str, Any], start: int) -> bool:
+    """Whether a step was finished in this run, whose first line told step `start`: a program that resumes may begin
+    with where it stands. A line that only repeats what is durable, without a pace, is such a beginning."""
     resumed = progress.get("durableStep") == progress["step"] and "secondsPerStep" not in progress
-    return progress["step"] > 0 and not resumed
+    return progress["step"] > (start if resumed else 0)
 
 
 class Report:
@@ -40,11 +41,13 @@ class Report:
         self._formed_at = ""
         self._progress: Optional[Dict[str, Any]] = None
         self._first_step_at = ""
+        self._start: Optional[int] = None
 
     def begin(self, run: Run) -> None:
         """Another run: nothing said of the last one holds any more; warnings stay."""
         self._run, self.kind, self.missing, self.drained_step = run, "", [], None
         self._failure, self._formed_at, self._progress, self._first_step_at = None, "", None, ""
+        self._start = None
 
     def form(self, wall: float) -> None:
         """The gang is complete."""
@@ -70,7 +73,9 @@ class Report:
                 self._warnings.append({"reason": reason, "message": message, "at": timestamp(wall)})
         self._warnings = self._warnings[-WARNINGS:]
         new = dict(progress, at=timestamp(wall))
-        first = self._first_step_at == "" and stepped(new)
+        if self._start is None:
+            self._start = new["step"]
+        first = self._first_step_at == "" and stepped(new, self._start)
         if first:
             self._first_step_at = new["at"]
         if self._first_step_at:

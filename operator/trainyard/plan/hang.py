@@ -41,7 +41,7 @@ def allowance(turn: Turn) -> float | None:
     """Seconds that may pass without a finished step; None: not judged yet."""
     wanted, told = turn.spec.failure_policy.hang_seconds, turn.gang.progress
     fixed = None if wanted == "auto" else float(wanted)
-    if told is None:
+    if told is None or told.first_step_at is None:
         reports_steps = turn.status.progress is not None or turn.spec.train is not None
         return max(FIRST_STEP_SECONDS, fixed or 0.0) if reports_steps else None
     least = ACTIVITY_SECONDS if told.activity else 0.0

@@ -64,9 +64,9 @@ def _completed(turn: Turn) -> Turn:
         return turn
     reports_steps = turn.status.progress is not None or turn.spec.train is not None
     first = moment(told.first_step_at) if told is not None else None
-    if reports_steps and told is None:
-        return turn
-    made = _phases(turn, last, formed, first or (turn.now if reports_steps else formed))
+    if reports_steps and first is None:
+        return turn  # where a program resumes from is no finished step
+    made = _phases(turn, last, formed, first or formed)
     kept = [*turn.status.recoveries[:-1], last.model_copy(update={"milliseconds": made})]
     message = f"Training goes on in generation {last.generation} after {(made.total or 0) / 1000:.1f} s."
     turn = turn.note(recoveries=kept).judge("Recovering", "False", "Recovered", message)

@@ -98,6 +98,8 @@ def test_a_recovery_is_told_from_its_cause_to_its_first_step() -> None:
     assert [event.reason for event in made.events] == ["Recovering"]
     case = case.settled().started().after(4).formed().settled()
     assert condition(case.snap.status, "Recovering")[0] == "True"
+    resumed = case.after(1).formed(step=20, durable_step=20, first_step_at=None).plan()
+    assert condition(resumed.status, "Recovering")[0] == "True", "where it resumes from is no finished step"
     done = case.after(2).formed(step=21).plan()
     (recovery,) = done.status.recoveries
     assert recovery.milliseconds.total == 6000

@@ -363,6 +363,15 @@ def test_the_first_step_of_a_run_is_not_where_it_resumed() -> None:
     assert last_report(pod)["progress"]["firstStepAt"] == first == "1970-01-01T00:18:25.000000Z"
 
 
+def test_a_script_that_saves_every_step_and_tells_no_pace_finishes_steps_too() -> None:
+    pod = Pod(index=0).runs(replace(WORLD, master_uid="uid-1"))
+    pod.on(e.ProgressSeen((1, 0), {"step": 10, "durableStep": 10}))
+    assert "firstStepAt" not in last_report(pod)["progress"]
+    pod.after(5)
+    pod.on(e.ProgressSeen((1, 0), {"step": 11, "durableStep": 11}))
+    assert "firstStepAt" in last_report(pod)["progress"]
+
+
 def test_only_the_pod_of_rank_0_tells_progress() -> None:
     assert Pod(index=1).runs().on(e.ProgressSeen((1, 0), {"step": 1})) == []
 
