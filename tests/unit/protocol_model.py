@@ -365,7 +365,8 @@ class Leader:
         self._pods(new or world)
 
     def _first(self) -> WorldSpec:
-        known = [report.generation for report in self.view.reports.values()]
+        # The small leader keeps no status; what it has written stands in for one. plan() has to do with its own.
+        known = [spec.generation for spec in self.model.history if spec is not None]
         newest: dict[str, int] = {}
         for index, incarnation, _, _ in self.view.pods.values():
             newest[str(index)] = max(incarnation, newest.get(str(index), 1))

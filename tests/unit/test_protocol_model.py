@@ -298,6 +298,19 @@ def test_what_hurts_most(machine: type[Protocol], how: str, api: bool) -> None:
     protocol.teardown()
 
 
+@pytest.mark.parametrize("machine", [Protocol, ProtocolOfTheOperator])
+def test_a_world_deleted_before_anybody_told_of_its_generation(machine: type[Protocol]) -> None:
+    """Members that wait in a generation which no status and no Report knows must follow the World made after it."""
+    protocol = machine()
+    protocol.begin(size=2, far=True)
+    protocol.pod_dies(0)
+    protocol.world_is_deleted()
+    protocol.pod_dies(0)
+    protocol.all_goes_well_for_a_while(1)
+    protocol.world_is_deleted()
+    protocol.teardown()
+
+
 OFTEN = settings(max_examples=80, stateful_step_count=40, deadline=None,
                  suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 TestProtocol = Protocol.TestCase

@@ -8,9 +8,13 @@ from trainyard.plan.recover import drain_seconds
 from trainyard.plan.times import fine_stamp
 from trainyard.plan.turn import Turn
 
+# Status follows the World, and a member that only waits reports nothing: generations may have been written that
+# neither tells of. Members follow no older generation than their own, so the new one leaps over all of them.
+LEAP = 100
+
 
 def lost_world(turn: Turn) -> Turn:
-    """Pods without a World: the next generation, every place held by the newest pod that is there."""
+    """Pods without a World: a later generation, every place held by the newest pod that is there."""
     snap = turn.snap
     if turn.world is not None or not snap.pods:
         return turn
@@ -24,7 +28,7 @@ def lost_world(turn: Turn) -> Turn:
     )  # fmt: skip
     size = turn.status.nodes.desired or turn.spec.num_nodes
     made = WorldSpec(
-        job=snap.uid, generation=known_generation(turn) + 1, phase="Run", size=size, token=snap.new_token,
+        job=snap.uid, generation=known_generation(turn) + LEAP, phase="Run", size=size, token=snap.new_token,
         incarnations={index: number for index, number in newest.items() if number > 1}, cause=cause,
         drain_seconds=drain_seconds(turn),
     )  # fmt: skip
