@@ -22,7 +22,7 @@ def stepped(progress: Mapping[str, Any], start: int) -> bool:
     """Whether a step was finished in this run, whose first line told step `start`: a program that resumes may begin
     with where it stands. A line that only repeats what is durable, without a pace, is such a beginning."""
     resumed = progress.get("durableStep") == progress["step"] and "secondsPerStep" not in progress
-    return progress["step"] > (start if resumed else 0)
+    return bool(progress["step"] > (start if resumed else 0))
 
 
 class Report:
