@@ -150,7 +150,7 @@ def test_a_program_that_ignores_drain_and_sigterm(start: Start, api: FakeApi) ->
     began = time.monotonic()
     operator.put(phase="Drain")
     assert "drainedStep" not in operator.report("Drained")
-    assert 1.4 < time.monotonic() - began < 8
+    assert 1.4 < time.monotonic() - began < 20  # a busy machine is slow, but SIGKILL does come
     assert children_of(pod.process.pid) == []
 
 
@@ -271,7 +271,7 @@ def test_a_second_sigterm_changes_nothing(start: Start, api: FakeApi) -> None:
     pod.terminate()
     pod.process.send_signal(signal.SIGINT)
     assert pod.wait() == 143
-    assert 0.9 < time.monotonic() - began < 5
+    assert 0.9 < time.monotonic() - began < 20  # a busy machine is slow, but the sleep is 1,000 s
 
 
 def test_signals_that_mean_something_to_programs_are_passed_on(start: Start, api: FakeApi) -> None:
