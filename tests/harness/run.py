@@ -15,8 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-PACKAGES = ["operator/trainyard", "trainer-image/supervisor", "trainer-image/trainer", "tests/cluster", "tests/harness",
-            "examples/demo", "tests/bench"]
+PACKAGES = ["operator/trainyard", "trainer-image/supervisor", "trainer-image/trainer", "tests", "examples/demo"]
 
 
 @dataclass(frozen=True)
