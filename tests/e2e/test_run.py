@@ -22,8 +22,7 @@ def test_the_shipped_trainer_runs_to_the_end(yard: Yard, namespace: str) -> None
     export = yard.volume(namespace) / "complete" / "export"
     assert json.loads((export / "config.json").read_text())["model_type"] == "llama"
     assert list(export.glob("*.safetensors"))
-    reasons = [event["reason"] for event in job.events()]
-    assert "Succeeded" in reasons
+    job.wait("its event", lambda _: "Succeeded" in [event["reason"] for event in job.events()], 30)
     both = ["Succeeded", "Succeeded"]
     job.wait("finished pods that keep their logs", lambda _: [p["status"]["phase"] for p in job.pods()] == both, 60)
 
