@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from chart.helm import CHART, NAMESPACE, helm
 from contract.apiserver import ApiServer, NoBinaries, run_apiserver
 from contract.manifests import command_job, report, world
+from contract.playground import Playground
 from contract.rest import GROUP, Answer, Rest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -44,6 +46,23 @@ def installed() -> Iterator[ApiServer]:
             yield server
     except NoBinaries as missing:
         pytest.fail(str(missing))
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(installed: ApiServer) -> Path:
+    """The operator's own identity, as the chart makes it."""
+    return installed.service_account(NAMESPACE, "trainyard")
+
+
+@pytest.fixture(scope="module")
+def rest(installed: ApiServer) -> Iterator[Rest]:
+    with closing(Rest(installed.kubeconfig)) as client:
+        yield client
+
+
+@pytest.fixture
+def here(installed: ApiServer, rest: Rest) -> Playground:
+    return Playground(installed, rest)
 
 
 def _wait_for_policies(server: ApiServer) -> None:

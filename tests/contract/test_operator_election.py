@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
-import pytest
 from chart.helm import NAMESPACE
-from contract.apiserver import ApiServer, run_apiserver
+from contract.apiserver import run_apiserver
 from contract.operator_process import REPOSITORY, run_operator, until
 from contract.playground import Playground
-from contract.rest import Rest
-
-
-@pytest.fixture(scope="module")
-def kubeconfig(installed: ApiServer) -> Path:
-    """The operator's own identity, as the chart makes it."""
-    return installed.service_account(NAMESPACE, "trainyard")
-
-
-@pytest.fixture(scope="module")
-def rest(installed: ApiServer) -> Iterator[Rest]:
-    with closing(Rest(installed.kubeconfig)) as client:
-        yield client
-
-
-@pytest.fixture
-def here(installed: ApiServer, rest: Rest) -> Playground:
-    return Playground(installed, rest)
 
 
 def test_a_follower_takes_over_from_a_killed_leader(kubeconfig: Path, here: Playground, tmp_path: Path) -> None:

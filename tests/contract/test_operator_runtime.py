@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,6 @@ from contract.rest import GROUP, Object, Rest
 
 
 @pytest.fixture(scope="module")
-def kubeconfig(installed: ApiServer) -> Path:
-    """The operator's own identity, as the chart makes it."""
-    return installed.service_account(NAMESPACE, "trainyard")
-
-
-@pytest.fixture(scope="module")
-def rest(installed: ApiServer) -> Iterator[Rest]:
-    with closing(Rest(installed.kubeconfig)) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def operator(kubeconfig: Path, rest: Rest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     # Jobs that other tests left would wait for places here as well.
     for job in rest.get(f"{GROUP}/trainingjobs").body["items"]:
@@ -39,11 +26,6 @@ def operator(kubeconfig: Path, rest: Rest, tmp_path_factory: pytest.TempPathFact
     with run_operator(kubeconfig, tmp_path_factory.mktemp("operator"), "shared", namespace=NAMESPACE) as running:
         until("it leads", 30, lambda: running.leads)
         yield running
-
-
-@pytest.fixture
-def here(installed: ApiServer, rest: Rest) -> Playground:
-    return Playground(installed, rest)
 
 
 def pinned(pod: Object) -> str:
