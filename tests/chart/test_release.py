@@ -14,6 +14,7 @@ from chart.helm import CHART, REPOSITORY, HelmError, helm, render
 from contract.apiserver import ApiServer, NoBinaries, run_apiserver
 from contract.manifests import command_job
 from contract.rest import GROUP, Rest
+from trainyard.api import SCHEMA_VERSION
 
 CRDS = ("reports.trainyard.dev", "trainingjobs.trainyard.dev", "worlds.trainyard.dev")
 
@@ -108,7 +109,7 @@ def test_a_life_with_a_job_throughout(clean: ApiServer, tmp_path: Path) -> None:
         install(server, "second", "yard-two", verb="upgrade")
         annotations = server.get("crd", CRDS[1])["metadata"]["annotations"]
         assert "helm.sh/hook" not in annotations
-        assert annotations["trainyard.dev/schema-version"] == "1"
+        assert annotations["trainyard.dev/schema-version"] == str(SCHEMA_VERSION)
         helm("rollback", "second", "1", "--namespace", "yard-two", kubeconfig=server.kubeconfig)
         assert {owner(server, crd) for crd in CRDS} == {("second", "yard-two")}
         assert lives()

@@ -9,6 +9,7 @@ from chart.helm import NAMESPACE
 from contract.apiserver import run_apiserver
 from contract.operator_process import REPOSITORY, run_operator, until
 from contract.playground import Playground
+from trainyard.api import SCHEMA_VERSION
 
 
 def test_a_follower_takes_over_from_a_killed_leader(kubeconfig: Path, here: Playground, tmp_path: Path) -> None:
@@ -70,6 +71,7 @@ def test_it_does_not_lead_with_a_crd_that_is_too_old(tmp_path: Path) -> None:
             assert "worlds.trainyard.dev" in text
             assert not operator.leads
             assert operator.health()[0] == 200
-            server.kubectl("annotate", "--overwrite", "crd", "worlds.trainyard.dev", "trainyard.dev/schema-version=1")
+            right = f"trainyard.dev/schema-version={SCHEMA_VERSION}"
+            server.kubectl("annotate", "--overwrite", "crd", "worlds.trainyard.dev", right)
             until("it leads", 20, lambda: operator.leads)
             assert operator.ready() == (200, "ok")

@@ -15,13 +15,15 @@ NODES = 3
 
 @pytest.fixture(scope="session")
 def yard() -> Iterator[Yard]:
-    """A fresh cluster named e2e, removed at the end. TRAINYARD_KEEP=1 leaves it up and takes it again next time."""
+    """A fresh cluster named e2e, or as TRAINYARD_E2E says, removed at the end. TRAINYARD_KEEP=1 leaves it up and takes
+    it again next time."""
+    name = os.environ.get("TRAINYARD_E2E", "e2e")
     keep = bool(os.environ.get("TRAINYARD_KEEP"))
     if not keep:
         from cluster import remove
 
-        remove("e2e")
-    cluster = Cluster.up("e2e", nodes=NODES)
+        remove(name)
+    cluster = Cluster.up(name, nodes=NODES)
     try:
         made = Yard(cluster)
         made.install()

@@ -1,4 +1,4 @@
-"""The three CustomResourceDefinitions, built from the types."""
+"""The CustomResourceDefinitions, built from the types."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from trainyard.api import GROUP, SCHEMA_VERSION, VERSION
 from trainyard.api.base import rules
+from trainyard.api.devices import NodeDevicesSpec, NodeDevicesStatus
 from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
 from trainyard.api.protocol import ReportSpec, WorldSpec
 from trainyard.api.schema import Schema, structural
@@ -17,8 +18,8 @@ from trainyard.api.schema import Schema, structural
 SCHEMA_VERSION_ANNOTATION = f"{GROUP}/schema-version"
 MAX_NAME = 48  # leaves room for -<index>-<incarnation> in pod names that are host names too
 
-_FROZEN = ("numNodes", "numProcPerNode", "devices", "train", "command", "template", "checkpoint.volume",
-           "checkpoint.subPath")
+_FROZEN = ("numNodes", "numProcPerNode", "devices", "topology", "runtime", "train", "command", "template",
+           "checkpoint.volume", "checkpoint.subPath")
 _AFTER_THE_END = ("suspend", "cleanPodPolicy", "ttlSecondsAfterFinished")
 
 _REQUIRED = {field.alias for field in TrainingJobSpec.model_fields.values() if field.is_required()}
@@ -99,6 +100,8 @@ class Kind:
     columns: Sequence[Column]
     short_names: tuple[str, ...] = ()
     categories: tuple[str, ...] = ("trainyard",)
+    scope: str = "Namespaced"
+    rules: Sequence[dict[str, Any]] = ()  # over the whole object
 
     @property
     def name(self) -> str:
@@ -118,7 +121,8 @@ class Kind:
         if self.status:
             properties["metadata"]["properties"] = {"name": {"type": "string"}}  # so that a rule can point at it
             properties["status"] = structural(self.status)
-            made["x-kubernetes-validations"] = job_rules()
+        if self.rules:
+            made["x-kubernetes-validations"] = list(self.rules)
         return made
 
     def dump(self) -> dict[str, Any]:
@@ -137,7 +141,7 @@ class Kind:
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
             "metadata": {"name": self.name, "annotations": {
                 "helm.sh/resource-policy": "keep", SCHEMA_VERSION_ANNOTATION: str(SCHEMA_VERSION)}},
-            "spec": {"group": GROUP, "scope": "Namespaced", "names": names, "versions": [version]},
+            "spec": {"group": GROUP, "scope": self.scope, "names": names, "versions": [version]},
         }
 
 
@@ -164,7 +168,7 @@ KINDS = (
              Column("Devices", "string", ".spec.devices.resource", wide=True, description="Accelerators."),
              Column("Scheduled", "string", ".status.conditions[?(@.type==\"Scheduled\")].reason", wide=True,
                     description="Whether the gang has places, or why not."),
-         ), short_names=("tj",), categories=("all", "trainyard")),
+         ), short_names=("tj",), categories=("all", "trainyard"), rules=job_rules()),
     Kind("World", "worlds",
          "Which generation of a job's gang is current and what it should do. Written by the operator alone, watched "
          "by the job's supervisors; one a job, of the job's name. Holds the secret by which members know each other.",
@@ -182,4 +186,20 @@ KINDS = (
              Column("Generation", "integer", ".spec.generation"),
              Column("Step", "integer", ".spec.progress.step"),
              Column("Reason", "string", ".spec.failure.reason", wide=True), _AGE)),
+    Kind("NodeDevices", "nodedevices",
+         "The accelerators of one node: what they are, how they are, who has them. Of the node's name and owned by it; "
+         "written by the node's agent, orders excepted.",
+         NodeDevicesSpec, NodeDevicesStatus, (
+             Column("Model", "string", ".spec.model", description="Decides which devices may be used together."),
+             Column("Healthy", "string", ".status.healthy", description="Healthy of all."),
+             Column("Free", "string", ".status.free", description="Healthy and free, by ring."),
+             Column("Worst fault", "string", ".status.worst", description="Device, level and code."),
+             Column("Ready", "string", ".status.conditions[?(@.type==\"Ready\")].reason",
+                    description="Whether health is known, or why not."),
+             _AGE,
+             Column("Resource", "string", ".spec.resource", wide=True),
+             Column("Super-pod", "string", ".spec.superPod", wide=True),
+             Column("Rack", "string", ".spec.rack", wide=True),
+             Column("Backend", "string", ".spec.backend", wide=True)),
+         short_names=("nd",), scope="Cluster"),
 )

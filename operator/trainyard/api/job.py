@@ -24,6 +24,16 @@ class Devices(Model):
     """Devices a pod."""
 
 
+class Topology(Model):
+    """How near to each other the pods of the gang have to be."""
+
+    level: Annotated[str, StringConstraints(
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317)]
+    """ring, node, rack, superpod, or the key of a node label; the gang is kept inside one of these."""
+    policy: Literal["Required", "Preferred"] = "Preferred"
+    """Required: the gang waits for it. Preferred: it uses as few of them as it can."""
+
+
 class Checkpoint(Model):
     """Where and how often the state of training is kept."""
 
@@ -87,6 +97,8 @@ class TrainingJobSpec(Model):
     model_config = ConfigDict(json_schema_extra=rules(
         ("has(self.train) != has(self.command)", "exactly one of train and command must be set"),
         ("!has(self.minNodes) || self.minNodes <= self.numNodes", "minNodes must not be above numNodes"),
+        ("!has(self.train) || !has(self.runtime) || self.runtime == 'torch'",
+         "runtime mindspore needs command: the shipped trainer is torch's"),
         ("has(self.managedBy) == has(oldSelf.managedBy) && "
          "(!has(self.managedBy) || self.managedBy == oldSelf.managedBy)", "managedBy cannot be changed"),
     ))
@@ -99,6 +111,10 @@ class TrainingJobSpec(Model):
     """Smallest gang that training may go on with when no replacement can be had; default: numNodes."""
     devices: Devices | None = None
     """Accelerators; absent means CPU."""
+    topology: Topology | None = None
+    """How near to each other the pods have to be; absent: as few super-pods, then racks, then nodes as possible."""
+    runtime: Literal["torch", "mindspore"] = "torch"
+    """How the ranks of `command` find each other: by torch's environment, or by MindSpore's dynamic cluster."""
     placement: Literal["Planner", "Scheduler"] = "Planner"
     """Planner: Trainyard gives every pod a node before any is created. Scheduler: pods are created unpinned, for
     the scheduler that the template names (Volcano, Kueue's, an autoscaled default scheduler)."""
@@ -134,6 +150,8 @@ class TrainingJobSpec(Model):
             raise ValueError("exactly one of train and command must be set")
         if self.min_nodes is not None and self.min_nodes > self.num_nodes:
             raise ValueError("minNodes must not be above numNodes")
+        if self.train is not None and self.runtime != "torch":
+            raise ValueError("runtime mindspore needs command: the shipped trainer is torch's")
         return self
 
     @property
@@ -260,6 +278,8 @@ class Avoid(Lenient):
 
     node: Name
     """Its name."""
+    device: Annotated[str, Field(max_length=63)] = ""
+    """The device on it, if only that is avoided."""
     reason: Text = ""
     """Why."""
     until: Time

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from trainyard.api.base import Model, Open, Path, Step, rules
+from trainyard.api.base import Count, Model, Open, Path, Step, rules
 
 
 class ModelConfig(Model):
@@ -62,12 +62,32 @@ class DataConfig(Model):
 
 
 class ParallelConfig(Model):
-    """How the model is spread over the ranks. What is set is kept, the rest is chosen."""
+    """How the model is spread over the ranks. What is set is kept, the rest is chosen (docs/planner.md).
+
+    data x shard x tensor x pipeline x context is the number of ranks. Ranks are numbered with tensor innermost, then
+    context, shard, data, and pipeline outermost, so that what talks most is nearest."""
 
     data: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
-    """Replicas that each hold the whole sharded model (HSDP). Default: ranks / shard."""
+    """Replicas that each hold the whole sharded model (HSDP)."""
     shard: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
-    """Ranks over which parameters, gradients and optimizer state are sharded (FSDP2, ZeRO-3). Default: all ranks."""
+    """Ranks over which parameters, gradients and optimizer state are sharded (FSDP2)."""
+    tensor: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Ranks that share each matrix, with sequence and loss parallel; divides the key-value heads."""
+    pipeline: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Ranks that hold the layers one after the other."""
+    context: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Ranks that share each sequence."""
+    ulysses: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Part of context that exchanges heads for positions (Ulysses); the rest, context / ulysses, passes keys and
+    values round a ring."""
+    expert: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Ranks that share out the experts of a mixture; divides the experts and shard x context (its ranks are theirs)."""
+    zero: Literal[2, 3] | None = None
+    """3: parameters are gathered again for the backward pass. 2: kept from forward to backward, more memory."""
+    schedule: Literal["1F1B", "Interleaved1F1B", "ZBV"] | None = None
+    """Order of the pipeline's work. ZBV has no bubble if forward, backward and weight gradient cost the same."""
+    stage_layers: Annotated[list[Count], Field(min_length=1, max_length=4096)] | None = None
+    """Layers of every stage, first to last; several stages a rank for Interleaved1F1B and ZBV (two for ZBV)."""
 
 
 class OptimizerConfig(Model):

@@ -21,6 +21,32 @@ class Taint:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceView:
+    """One device of a node."""
+
+    id: str
+    ring: int = 0
+    module: int = 0
+    free: bool = True  # nobody holds it
+    usable: bool = True  # may be given to a new pod: healthy, not quarantined, not on probation
+    sub_healthy: bool = False  # taken only when there is no other
+    network: bool = True  # fit for jobs of several nodes
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesView:
+    """A node's accelerators, as its NodeDevices says."""
+
+    resource: str
+    model: str = "Other"  # 910A | 910B-8 | 910B-16 | A3 | Other
+    super_pod: str = ""
+    rack: str = ""
+    known: bool = True  # health was read just now; otherwise no new work goes here
+    trouble: str = ""  # why not, in a few words
+    devices: tuple[DeviceView, ...] = ()  # by id, in the node's order
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """What placement knows of one node."""
 
@@ -30,6 +56,7 @@ class NodeView:
     taints: tuple[Taint, ...] = ()
     cordoned: bool = False
     ready: bool = True
+    devices: DevicesView | None = None  # None: no agent told; counts of allocatable are all there is
 
 
 @dataclass(frozen=True, slots=True)
