@@ -15,8 +15,10 @@ from contract.apiserver import ApiServer, NoBinaries, run_apiserver
 from contract.manifests import command_job
 from contract.rest import GROUP, Rest
 from trainyard.api import SCHEMA_VERSION
+from trainyard.api.crd import KINDS
 
-CRDS = ("reports.trainyard.dev", "trainingjobs.trainyard.dev", "worlds.trainyard.dev")
+CRDS = tuple(kind.name for kind in KINDS)
+JOBS = "trainingjobs.trainyard.dev"
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +71,14 @@ def older_chart(folder: Path) -> Path:
 
 
 def knows_schedule_seconds(server: ApiServer) -> bool:
-    [version] = server.get("crd", CRDS[1])["spec"]["versions"]
+    [version] = server.get("crd", JOBS)["spec"]["versions"]
     return "scheduleSeconds" in version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
 
 
 def test_a_life_with_a_job_throughout(clean: ApiServer, tmp_path: Path) -> None:
     server, older = clean, older_chart(tmp_path)
     install(server, "first", "yard-one", older)
-    server.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{CRDS[1]}")
+    server.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{JOBS}")
     server.namespace("tenant")
     with Rest(server.kubeconfig) as rest:
         made = rest.create(f"{GROUP}/namespaces/tenant/trainingjobs", command_job("lives"))
@@ -95,7 +97,7 @@ def test_a_life_with_a_job_throughout(clean: ApiServer, tmp_path: Path) -> None:
 
         helm("uninstall", "first", "--namespace", "yard-one", kubeconfig=server.kubeconfig)
         assert lives()
-        assert owner(server, CRDS[1]) == ("first", "yard-one")
+        assert owner(server, JOBS) == ("first", "yard-one")
 
         # Another name, another namespace, a newer CRD: taken over and brought up to date in one go.
         install(server, "second", "yard-two")
@@ -107,7 +109,7 @@ def test_a_life_with_a_job_throughout(clean: ApiServer, tmp_path: Path) -> None:
         install(server, "second", "yard-two", older, verb="upgrade")
         assert not knows_schedule_seconds(server)
         install(server, "second", "yard-two", verb="upgrade")
-        annotations = server.get("crd", CRDS[1])["metadata"]["annotations"]
+        annotations = server.get("crd", JOBS)["metadata"]["annotations"]
         assert "helm.sh/hook" not in annotations
         assert annotations["trainyard.dev/schema-version"] == str(SCHEMA_VERSION)
         helm("rollback", "second", "1", "--namespace", "yard-two", kubeconfig=server.kubeconfig)

@@ -142,7 +142,7 @@ def test_the_operator_leads_in_its_own_namespace_only(rest: Rest) -> None:
 
 def test_the_operator_reads_its_crds_and_no_others(rest: Rest) -> None:
     crds = ("customresourcedefinitions", "apiextensions.k8s.io", "")
-    for plural in ("trainingjobs", "worlds", "reports"):
+    for plural in ("trainingjobs", "worlds", "reports", "nodedevices"):
         assert allowed(rest, OPERATOR, "get", *crds, f"{plural}.{OURS}")
         assert not allowed(rest, OPERATOR, "update", *crds, f"{plural}.{OURS}")
     assert not allowed(rest, OPERATOR, "get", *crds, "certificates.cert-manager.io")

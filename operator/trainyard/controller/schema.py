@@ -13,7 +13,7 @@ from trainyard.kube.client import ApiError, Client, Object
 log = logging.getLogger(__name__)
 
 ANNOTATION = f"{GROUP}/schema-version"
-KINDS = ("trainingjobs", "worlds", "reports")
+KINDS = ("trainingjobs", "worlds", "reports", "nodedevices")
 
 
 async def wanting(client: Client) -> list[str]:
