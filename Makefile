@@ -55,8 +55,8 @@ bench: ## measure and print the figures of docs/figures.md
 	@$(venv) exec python -m bench
 
 .PHONY: generate
-generate: ## write the CRDs, the chart's copy and the API reference from the types
-	@$(venv) exec python -m trainyard.api.generate
+generate: ## write the CRDs, the chart's copy and the API reference from the types, and the agent's gRPC stubs
+	@$(venv) python -m trainyard.api.generate; exec python -m harness.stubs
 
 .PHONY: images
 images: ## build the operator's and the trainer's images

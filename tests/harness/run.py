@@ -34,6 +34,7 @@ STAGES = {
             (sys.executable, "-m", "mypy", *PACKAGES),
             (str(Path(sys.executable).with_name("lint-imports")),),
             (sys.executable, "-m", "trainyard.api.generate", "--check"),
+            (sys.executable, "-m", "harness.stubs", "--check"),
         )),
         Stage("unit", ((*PYTEST, "tests/unit"),)),
         Stage("train", ((*PYTEST, "tests/train"),)),

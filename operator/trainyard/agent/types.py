@@ -42,6 +42,7 @@ class Reading:
     facts: Facts
     faults: Mapping[str, tuple[Fault, ...]] = field(default_factory=dict)  # by device id; no entry: none
     unknown: frozenset[str] = frozenset()  # devices whose health could not be read
+    warning: Unreadable | None = None  # what is wrong, yet leaves health known: a bad file, the last good one counts
 
 
 class Unreadable(Exception):
