@@ -21,10 +21,11 @@ class Entry(NamedTuple):
 
 
 class Ledger:
-    """Sums by node over all pods; `used` is live and must not be changed."""
+    """Sums by node over all pods, and by node the pods that request devices; both are live and must not be changed."""
 
     def __init__(self) -> None:
         self.used: dict[str, dict[str, int]] = {}
+        self.pods: dict[str, dict[str, Resources]] = {}
         self._bound: dict[str, Entry] = {}
         self._pinned: dict[str, Entry] = {}
         self._assumed: dict[str, Entry] = {}
@@ -65,8 +66,20 @@ class Ledger:
         if before != after:
             if before:
                 self._count(before, -1)
+                self._name(key, before, None)
             if after:
                 self._count(after, 1)
+                self._name(key, after, after.requests)
+
+    def _name(self, key: str, entry: Entry, requests: Resources | None) -> None:
+        if any("/" in name for name in entry.requests):
+            named = self.pods.setdefault(entry.node, {})
+            if requests is None:
+                named.pop(key, None)
+            else:
+                named[key] = requests
+            if not named:
+                del self.pods[entry.node]
 
     def _count(self, entry: Entry, sign: int) -> None:
         sums = self.used.setdefault(entry.node, {})

@@ -80,7 +80,7 @@ def take(cluster: Cluster, job: JobView, memory: Memory, *, rendered: RenderedJo
         pods=tuple(each.view for each in ours), strangers=tuple(sorted(strangers)),
         reports=tuple(each.report for each in cluster.reports_of(job)), heard_since=cluster.heard_since,
         nodes=_nodes(cluster, ours, demand),
-        books=Books(nodes=cluster.node_views, used=cluster.ledger.used),
+        books=Books(nodes=cluster.node_views, used=cluster.ledger.used, pods=cluster.ledger.pods),
         quotas=_quotas(cluster, job.namespace, demand), ahead=ahead, settings=settings,
         new_token=secrets.token_urlsafe(32))
 

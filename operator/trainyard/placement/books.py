@@ -5,8 +5,9 @@ Quantities are whole numbers: cpu in millicores, memory and storage in bytes, ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 Resources = Mapping[str, int]
 
@@ -31,6 +32,8 @@ class DeviceView:
     usable: bool = True  # may be given to a new pod: healthy, not quarantined, not on probation
     sub_healthy: bool = False  # taken only when there is no other
     network: bool = True  # fit for jobs of several nodes
+    holder: str = ""  # namespace/name of the pod that had it when that was last told; told a few seconds late
+    fault: str = ""  # what is wrong with it, for people: code and level
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,33 +65,45 @@ class NodeView:
 @dataclass(frozen=True, slots=True)
 class Books:
     """All nodes, and by node what its unfinished pods request (pods that are only planned included; the resource
-    `pods` counts them)."""
+    `pods` counts them). `pods` names those that request devices, by node and namespace/name: which devices they hold
+    is told late, so that it is foretold of those that are not told yet (placement.seats)."""
 
     nodes: Mapping[str, NodeView]
     used: Mapping[str, Resources] = field(default_factory=dict)
+    pods: Mapping[str, Mapping[str, Resources]] = field(default_factory=dict)
 
-    def take(self, nodes: Iterable[str], each: Resources) -> Books:
-        """The books with one pod more on each of these nodes (a node may come several times)."""
-        return self._changed(nodes, each, 1)
+    def take(self, places: Mapping[str, str], each: Resources) -> Books:
+        """The books with these pods more (namespace/name: node), each with the same requests."""
+        return self._changed(places, each, 1)
 
-    def release(self, nodes: Iterable[str], each: Resources) -> Books:
-        """The books with one pod less on each of these nodes: what `take` did, undone."""
-        return self._changed(nodes, each, -1)
+    def release(self, places: Mapping[str, str], each: Resources) -> Books:
+        """The books without these pods: what `take` did, undone."""
+        return self._changed(places, each, -1)
 
-    def _changed(self, nodes: Iterable[str], each: Resources, sign: int) -> Books:
-        used = dict(self.used)
-        for node in nodes:
-            before = used.get(node, {})
-            after = dict(before)
-            for name, amount in each.items():
-                after[name] = before.get(name, 0) + sign * amount
-                if not after[name]:
-                    del after[name]
-            if after:
-                used[node] = after
-            else:
-                used.pop(node, None)
-        return Books(self.nodes, used)
+    def _changed(self, places: Mapping[str, str], each: Resources, sign: int) -> Books:
+        used, pods = dict(self.used), dict(self.pods)
+        for key, node in places.items():
+            _put(used, node, {name: used.get(node, {}).get(name, 0) + sign * amount for name, amount in each.items()})
+            if any("/" in name for name in each):
+                _put(pods, node, {key: each if sign > 0 else None})
+        return Books(self.nodes, used, pods)
+
+
+def _put(all_nodes: dict[str, Any], node: str, changes: Mapping[str, Any]) -> None:
+    """Change a node's entries in a copy of them; what is nothing goes."""
+    after = {name: value for name, value in {**all_nodes.get(node, {}), **changes}.items() if value}
+    if after:
+        all_nodes[node] = after
+    else:
+        all_nodes.pop(node, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearness:
+    """How near to each other the pods of a gang have to be (spec.topology)."""
+
+    level: str  # ring | node | rack | superpod | key of a node label
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,3 +99,15 @@ def test_sums_match_a_recount(history: list[tuple[str, str, Any]]) -> None:
             sums["cpu"] += place[1]
             sums["pods"] += 1
     assert {n: {r: a for r, a in sums.items() if a} for n, sums in expected.items()} == ledger.used
+
+
+def test_pods_with_devices_are_named() -> None:
+    ledger = Ledger()
+    ledger.assume("a/x", "n1", {"huawei.com/Ascend910": 8, "pods": 1})
+    ledger.assume("a/y", "n1", {"cpu": 1})
+    assert ledger.pods == {"n1": {"a/x": {"huawei.com/Ascend910": 8, "pods": 1}}}
+    ledger.bound("a/x", Usage("n2", {"huawei.com/Ascend910": 8}, 0))
+    ledger.dismiss(["a/x", "a/y"])
+    assert ledger.pods == {"n2": {"a/x": {"huawei.com/Ascend910": 8}}}
+    ledger.bound("a/x", None)
+    assert ledger.pods == {}

@@ -109,15 +109,17 @@ def test_the_order_of_the_books_does_not_matter(books: Books, demand: Demand, co
 @given(clusters(), st.lists(st.tuples(demands, st.integers(1, 3)), max_size=4))
 def test_placing_then_removing_leaves_the_books_exact(books: Books, gangs: list[tuple[Demand, int]]) -> None:
     before, placed = books, []
-    for demand, count in gangs:
+    for number, (demand, count) in enumerate(gangs):
         found = place(books, demand, range(count))
         if isinstance(found, dict):
-            books = books.take(found.values(), demand.requests)
-            placed.append((found, demand))
+            places = {f"ns/j{number}-{index}": node for index, node in found.items()}
+            books = books.take(places, demand.requests)
+            placed.append((places, demand))
     for name, node in books.nodes.items():
         assert all(amount <= node.allocatable.get(r, 0) for r, amount in books.used.get(name, {}).items())
-    for found, demand in placed:
-        books = books.release(found.values(), demand.requests)
+    for places, demand in placed:
+        books = books.release(places, demand.requests)
+    assert books.pods == before.pods
 
     def taken(of: Books) -> dict[str, dict[str, int]]:
         return {n: kept for n, used in of.used.items() if (kept := {r: amount for r, amount in used.items() if amount})}
@@ -137,7 +139,7 @@ def test_what_is_reserved_is_not_given_away(
     found = place(books, younger, range(few), reserved=[Claim(older, many)])
     if isinstance(found, dict):
         if fitting(empty) == many:
-            assert fitting(books.take(found.values(), younger.requests)) == fitting(books)
+            assert fitting(books.take({str(i): node for i, node in found.items()}, younger.requests)) == fitting(books)
     else:
         alone = place(books, younger, range(few))
         assert isinstance(alone, Obstacle) or found.reason == "Reserved"
