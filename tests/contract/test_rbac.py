@@ -71,6 +71,9 @@ OPERATOR_MAY = {
     ("networkpolicies", "networking.k8s.io"): {"get", "create", "patch"},
     ("rolebindings", _RBAC): {"get", "create", "patch"},
     ("nodes", ""): READ,
+    ("nodes/status", ""): {"patch"},
+    ("nodedevices", OURS): READ | {"patch"},
+    ("nodedevices/status", OURS): set(),
     ("resourcequotas", ""): READ,
     ("priorityclasses", "scheduling.k8s.io"): READ,
     ("events", ""): {"create", "patch"},
@@ -78,7 +81,7 @@ OPERATOR_MAY = {
 }
 NOBODY = {  # what neither the operator nor a worker may touch, among what would be worth having
     ("secrets", ""), ("pods/exec", ""), ("pods/attach", ""), ("pods/log", ""), ("pods/status", ""),
-    ("pods/ephemeralcontainers", ""), ("pods/eviction", ""), ("nodes/status", ""), ("nodes/proxy", ""),
+    ("pods/ephemeralcontainers", ""), ("pods/eviction", ""), ("nodes/proxy", ""),
     ("namespaces", ""), ("persistentvolumes", ""), ("persistentvolumeclaims", ""), ("serviceaccounts/token", ""),
     ("roles", _RBAC), ("clusterroles", _RBAC), ("clusterrolebindings", _RBAC), ("deployments", "apps"),
     ("customresourcedefinitions", "apiextensions.k8s.io"),
@@ -152,7 +155,7 @@ WORKER_MAY = {("worlds", OURS): READ, ("reports", OURS): {"get", "create", "patc
 
 
 @pytest.mark.parametrize(("resource", "group"), [
-    *WORKER_MAY, ("trainingjobs", OURS), ("trainingjobs/status", OURS),
+    *WORKER_MAY, ("trainingjobs", OURS), ("trainingjobs/status", OURS), ("nodedevices", OURS), ("nodes/status", ""),
     *((kind, "") for kind in ("pods", "configmaps", "serviceaccounts", "events", "nodes", "services", "endpoints")),
 ])
 def test_a_worker_may(rest: Rest, resource: str, group: str) -> None:

@@ -15,6 +15,8 @@ JOB_UID_LABEL = f"{GROUP}/job-uid"  # on pods; value: the job's UID
 RENDERED_ANNOTATION = f"{GROUP}/rendered"  # on pods; value: hash of the rendering they were made from
 SCHEMA_VERSION = 2  # of the CRDs, in their annotation trainyard.dev/schema-version; raised when they gain a field
 CONTROLLER_NAME = f"{GROUP}/operator"  # the value of spec.managedBy that this operator answers to
+ACCELERATORS_HEALTHY = "AcceleratorsHealthy"  # the condition that nodes with a NodeDevices get
+AGENT_SELECTOR = "app.kubernetes.io/part-of=trainyard,app.kubernetes.io/component=agent"  # pods of the agent
 TRAINER_CONTAINER = "trainer"  # the container of the template that runs the ranks
 
 EXIT_CONFIG = 78  # EX_CONFIG: a mistake in the manifest or its data; the job fails at once, a restart could not help

@@ -286,6 +286,19 @@ class Avoid(Lenient):
     """When it is forgotten."""
 
 
+class DeviceFault(Lenient):
+    """A device that went bad under this job."""
+
+    node: Name
+    """Its node."""
+    device: Annotated[str, Field(max_length=63)]
+    """Its id."""
+    code: Annotated[str, Field(max_length=64)]
+    """Code of the fault."""
+    at: Time
+    """When it stopped the job last."""
+
+
 class TrainingJobStatus(Lenient):
     """What is."""
 
@@ -321,7 +334,10 @@ class TrainingJobStatus(Lenient):
     recoveries: Annotated[list[Recovery], Field(max_length=10)] = Field(default_factory=list)
     """The last ten recoveries, oldest first."""
     avoid: Annotated[list[Avoid], Field(max_length=64)] = Field(default_factory=list)
-    """Nodes that this job avoids for now."""
+    """Nodes and devices that this job avoids for now."""
+    device_faults: Annotated[list[DeviceFault], Field(max_length=64)] = Field(default_factory=list)
+    """Devices that went bad under this job in the last 24 hours. The same code on three of them counts against the
+    job: further faults with it count as restarts, and quarantine no devices."""
     withdrawals: Count = 0
     """Times in a row that the gang was withdrawn because a pod could not start; decides the backoff."""
     retry_at: Time | None = None

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from trainyard.api import API_VERSION, JOB_LABEL
+from trainyard.api import AGENT_SELECTOR, API_VERSION, JOB_LABEL
 from trainyard.controller.ledger import Ledger
+from trainyard.fleet.devices import Accelerators, devices_view
 from trainyard.kube import views
 from trainyard.kube.client import Client, Object
-from trainyard.kube.views import JobView, Node, OwnedReport, OwnPod, PriorityClass, RawQuota, Usage
+from trainyard.kube.devices import accelerators
+from trainyard.kube.views import AgentPod, JobView, Node, OwnedReport, OwnPod, PriorityClass, RawQuota, Usage
 from trainyard.kube.watch import Store, Watch, list_pages
-from trainyard.placement.books import Demand
+from trainyard.placement.books import Demand, NodeView
 from trainyard.plan.types import World
 
 T = TypeVar("T")
@@ -29,6 +32,7 @@ class Cluster:
     def __init__(self, client: Client, namespaces: Collection[str] = (), *, relist_seconds: float = 300.0) -> None:
         self.wake: Callable[[str], None] = lambda key: None
         self.capacity: Callable[[], None] = lambda: None
+        self.fleet: Callable[[], None] = lambda: None  # health, orders or an agent's word have changed somewhere
         self.ledger = Ledger()
         self.promised: dict[str, tuple[str, Demand, int]] = {}  # job key: namespace, demand, pods being created now
         self.led_since: datetime | None = None  # when this operator last began to lead; what came before is hearsay
@@ -42,9 +46,12 @@ class Cluster:
         self.bound: Store[Usage] = Store(views.usage)
         self.nodes: Store[Node] = Store(views.node)
         self.classes: Store[PriorityClass] = Store(views.priority_class)
-        self.node_views: dict[str, Any] = {}  # name to NodeView: what Books wants
+        self.devices: Store[Accelerators] = Store(accelerators)
+        self.agents: Store[AgentPod] = Store(views.agent_pod)
+        self.node_views: dict[str, NodeView] = {}  # by name: what Books wants
         self._pods_of: defaultdict[str, set[str]] = defaultdict(set)  # job key to pod keys
         self._pods_on: defaultdict[str, set[str]] = defaultdict(set)  # node to keys of our pods
+        self._agents_on: defaultdict[str, set[str]] = defaultdict(set)  # node to keys of the agent's pods
         self._reports_of: defaultdict[str, set[str]] = defaultdict(set)  # job UID to report keys
         self._quotas_in: defaultdict[str, set[str]] = defaultdict(set)  # namespace to quota keys
         self._key_of: dict[str, str] = {}  # job UID to job key
@@ -60,6 +67,8 @@ class Cluster:
             watch("reports", f"{OURS}/reports", self.reports),
             watch("quotas", "/api/v1/resourcequotas", self.quotas),
             watch("priority classes", "/apis/scheduling.k8s.io/v1/priorityclasses", self.classes),
+            watch("devices", f"{OURS}/nodedevices", self.devices),
+            watch("agents", "/api/v1/pods", self.agents, labelSelector=AGENT_SELECTOR),
         ]
         self._listen()
 
@@ -133,6 +142,8 @@ class Cluster:
         self.worlds.listen(lambda key, old, new: self.wake(key))
         self.bound.listen(self._bound_changed)
         self.nodes.listen(self._node_changed)
+        self.devices.listen(self._devices_changed)
+        self.agents.listen(self._agent_changed)
         self.quotas.listen(self._quota_changed)
 
     def _job_changed(self, key: str, old: JobView | None, new: JobView | None) -> None:
@@ -168,20 +179,70 @@ class Cluster:
             self.capacity()
 
     def _node_changed(self, name: str, old: Node | None, new: Node | None) -> None:
-        if new:
-            self.node_views[name] = new.view
-        else:
-            self.node_views.pop(name, None)
-        for key in self._pods_on.get(name, ()):
+        self._look_at_node(name)
+        self._wake_on(name)
+        if new is None or old is None or new.accelerators != old.accelerators:
+            self.fleet()
+
+    def _devices_changed(self, name: str, old: Accelerators | None, new: Accelerators | None) -> None:
+        self._look_at_node(name)
+        if _health(old) != _health(new):
+            self._wake_on(name)
+            self.fleet()
+
+    def _agent_changed(self, key: str, old: AgentPod | None, new: AgentPod | None) -> None:
+        for pod, change in ((old, set.discard), (new, set.add)):
+            if pod:
+                _index(self._agents_on, pod.node, key, change)
+        for node in {pod.node for pod in (old, new) if pod}:
+            self._look_at_node(node)
+        self.fleet()
+
+    def agent_ready(self, node: str) -> bool | None:
+        """Whether the agent on this node is Ready; None: no pod of it is there."""
+        found = [pod.ready for key in self._agents_on.get(node, ()) if (pod := self.agents.get(key))]
+        return any(found) if found else None
+
+    def _look_at_node(self, name: str) -> None:
+        """Put together what placement reads of a node, from three sources that change by themselves."""
+        before, node, told = self.node_views.pop(name, None), self.nodes.get(name), self.devices.get(name)
+        if node is None:
+            return
+        view = node.view
+        if told:
+            view = replace(view, devices=devices_view(told, view.allocatable, self.agent_ready(name)))
+        self.node_views[name] = view
+        if before is None or _gains(before, view):
+            self.capacity()
+
+    def _wake_on(self, node: str) -> None:
+        """Look at the jobs that have pods on this node."""
+        for key in self._pods_on.get(node, ()):
             if pod := self.pods.get(key):
                 self.wake(f"{pod.namespace}/{pod.job}")
-        if new and (old is None or new.view != old.view):
-            self.capacity()
 
     def _quota_changed(self, key: str, old: RawQuota | None, new: RawQuota | None) -> None:
         if quota := new or old:
             _index(self._quotas_in, quota.namespace, key, set.add if new else set.discard)
         self.capacity()
+
+
+def _health(told: Accelerators | None) -> object:
+    """What recovery and the fleet look at: everything but who holds the devices."""
+    if told is None:
+        return None
+    return replace(told, devices=tuple(replace(device, pod="") if device.pod else device for device in told.devices))
+
+
+def _gains(before: NodeView, now: NodeView) -> bool:
+    """Whether a node may have places now that it had not. Devices that are only taken make none."""
+    if before.devices is None or now.devices is None or replace(before, devices=None) != replace(now, devices=None):
+        return before != now
+    if before.devices.known != now.devices.known:
+        return now.devices.known
+    known = {device.id: device for device in before.devices.devices}
+    return any(device != replace(known.get(device.id, device), free=False) and device != known.get(device.id)
+               for device in now.devices.devices)
 
 
 def _index(index: defaultdict[str, set[str]], of: str, key: str, change: Callable[[set[str], str], None]) -> None:

@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from trainyard.api.job import TrainingJobSpec
+from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
 from trainyard.build import RenderedJob, admitted_hash, pod
 from trainyard.controller.cluster import Cluster
 from trainyard.controller.status import read_status
-from trainyard.kube.views import JobView, OwnPod, RawQuota, instant, own_unreadiness
+from trainyard.fleet.devices import Accelerators
+from trainyard.kube.times import instant
+from trainyard.kube.views import JobView, OwnPod, RawQuota, own_unreadiness
 from trainyard.placement.books import Books, Demand
 from trainyard.placement.matching import tolerated
 from trainyard.placement.place import charged
@@ -79,7 +81,7 @@ def take(cluster: Cluster, job: JobView, memory: Memory, *, rendered: RenderedJo
         world=world if (world := cluster.worlds.get(job.key)) and world.spec.job == job.uid else None,
         pods=tuple(each.view for each in ours), strangers=tuple(sorted(strangers)),
         reports=tuple(each.report for each in cluster.reports_of(job)), heard_since=cluster.heard_since,
-        nodes=_nodes(cluster, ours, demand),
+        nodes=_nodes(cluster, ours, demand), devices=_devices(cluster, ours, status),
         books=Books(nodes=cluster.node_views, used=cluster.ledger.used, pods=cluster.ledger.pods),
         quotas=_quotas(cluster, job.namespace, demand), ahead=ahead, settings=settings,
         new_token=secrets.token_urlsafe(32))
@@ -115,6 +117,12 @@ def _nodes(cluster: Cluster, pods: list[OwnPod], demand: Demand | None) -> dict[
                         and not tolerated(taint, demand.tolerations if demand else ())]
             found[name] = NodeState(name, node.ready, node.since, node.view.cordoned, evicting[0] if evicting else "")
     return found
+
+
+def _devices(cluster: Cluster, pods: list[OwnPod], status: TrainingJobStatus) -> dict[str, Accelerators]:
+    names = {place for each in pods if (place := each.view.node or each.view.pinned)}
+    names |= {entry.node for entry in status.avoid if entry.device}
+    return {name: told for name in names if (told := cluster.devices.get(name))}
 
 
 def _quotas(cluster: Cluster, namespace: str, demand: Demand | None) -> tuple[Quota, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
 
 from trainyard.api import (
+    ACCELERATORS_HEALTHY,
     INCARNATION_LABEL,
     INDEX_LABEL,
     JOB_LABEL,
@@ -20,9 +21,10 @@ from trainyard.api import (
 )
 from trainyard.api.protocol import ReportSpec, WorldSpec
 from trainyard.kube.client import Object
+from trainyard.kube.times import instant
 from trainyard.placement.books import NodeView, Resources
 from trainyard.placement.quantities import node_view, pod_usage
-from trainyard.plan.types import PodView, Report, World
+from trainyard.plan.types import PodDevice, PodView, Report, World
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,15 @@ class Node:
     view: NodeView
     ready: bool  # status of its Ready condition is True
     since: datetime | None
+    accelerators: tuple[str, str, str] = ("", "", "")  # status, reason, message of AcceleratorsHealthy, as last written
+
+
+@dataclass(frozen=True, slots=True)
+class AgentPod:
+    """The agent's pod on a node."""
+
+    node: str
+    ready: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +130,6 @@ class Interned:
 _interned = Interned()
 
 
-def instant(text: str | None) -> datetime | None:
-    """A Kubernetes time, or None."""
-    return datetime.fromisoformat(text) if text else None
-
-
 def job_view(raw: Object, old: JobView | None = None) -> JobView:
     """Of a TrainingJob."""
     metadata = raw["metadata"]
@@ -152,12 +158,12 @@ def own_pod(raw: Object, old: OwnPod | None = None) -> OwnPod | None:
         job, uid = labels[JOB_LABEL], labels[JOB_UID_LABEL]
     except (KeyError, ValueError):
         return None
-    return OwnPod(raw["metadata"]["namespace"], job, uid, pod_view(raw, index, incarnation),
+    return OwnPod(raw["metadata"]["namespace"], job, uid, pod_view(raw, index, incarnation, old.view if old else None),
                   _interned(pod_usage(raw)))
 
 
-def pod_view(raw: Object, index: int, incarnation: int) -> PodView:
-    """What matters of one pod of a job."""
+def pod_view(raw: Object, index: int, incarnation: int, old: PodView | None = None) -> PodView:
+    """What matters of one pod of a job. `old`: what was known of it before."""
     metadata, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
     trainer = _trainer(status)
     state = trainer.get("state") or {}
@@ -186,7 +192,22 @@ def pod_view(raw: Object, index: int, incarnation: int) -> PodView:
         reason=reason,
         message=message[:4096],
         unschedulable=(scheduled.get("message") or "")[:4096] if scheduled.get("status") == "False" else "",
-        disruption=disrupted.get("reason") or "" if disrupted.get("status") == "True" else "")
+        disruption=disrupted.get("reason") or "" if disrupted.get("status") == "True" else "",
+        devices=_pod_devices(status, old.devices if old else ()))
+
+
+def _pod_devices(status: Mapping[str, Any], old: tuple[PodDevice, ...]) -> tuple[PodDevice, ...]:
+    """Devices of a device plugin that kubelet gave to the pod, by id, with what the plugin last told kubelet."""
+    known = {(device.resource, device.id): device for device in old}
+    found: dict[tuple[str, str], PodDevice] = {}
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        for kind in container.get("allocatedResourcesStatus") or ():
+            for each in kind.get("resources") or ():
+                made = PodDevice(str(each["resourceID"]), str(each.get("health") or "Unknown"), str(kind["name"]))
+                before = known.get((made.resource, made.id))
+                since = before.since if before and before.health == made.health else datetime.now(UTC)
+                found[made.resource, made.id] = replace(made, since=since)
+    return tuple(found[key] for key in sorted(found))
 
 
 def _trainer(status: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -231,9 +252,19 @@ def _pinned(spec: Mapping[str, Any]) -> str | None:
 
 def node(raw: Object, old: Node | None = None) -> Node:
     """Of a Node."""
-    ready: Mapping[str, Any] = next((c for c in (raw.get("status") or {}).get("conditions") or ()
-                                     if c["type"] == "Ready"), {})
-    return Node(node_view(raw), ready.get("status") == "True", instant(ready.get("lastTransitionTime")))
+    conditions = {each["type"]: each for each in (raw.get("status") or {}).get("conditions") or ()}
+    ready, accelerators = conditions.get("Ready") or {}, conditions.get(ACCELERATORS_HEALTHY) or {}
+    said = (accelerators.get("status") or "", accelerators.get("reason") or "", accelerators.get("message") or "")
+    return Node(node_view(raw), ready.get("status") == "True", instant(ready.get("lastTransitionTime")), said)
+
+
+def agent_pod(raw: Object, old: AgentPod | None = None) -> AgentPod | None:
+    """Of a pod of the agent's DaemonSet; None while it is on no node or once it has ended."""
+    node, status = raw["spec"].get("nodeName"), raw.get("status") or {}
+    if not node or status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions") or ())
+    return AgentPod(str(node), ready and not raw["metadata"].get("deletionTimestamp"))
 
 
 def own_unreadiness(taint_key: str) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from trainyard.api.job import Avoid
+from trainyard.api.job import Avoid, ConditionType
 from trainyard.api.protocol import Master
+from trainyard.plan.conditions import find
 from trainyard.plan.gang import trained
 from trainyard.plan.losses import active
 from trainyard.plan.recover import raised
-from trainyard.plan.times import seconds_between, stamp
+from trainyard.plan.times import moment, seconds_between, stamp
 from trainyard.plan.turn import Turn
 from trainyard.plan.types import PodView
 
@@ -29,6 +30,10 @@ UNSCHEDULABLE = "Unschedulable: "
 MOST_NODES = 4  # once the scheduler has refused so many, it is not the nodes: the gang is withdrawn
 UNPINNED_PAUSE = 5.0  # nothing keeps the successor of a pod that Trainyard did not place from the same node
 CONTAINER_PATIENCE = 20.0  # kubelet tries again by itself
+START_PATIENCE = 2.0  # a device plugin that keeps a container from its devices: kubelet tries again by itself
+LONGEST_PAUSE = 30.0  # between two pods of a place whose devices are refused
+ADMISSION = "UnexpectedAdmissionError"  # kubelet could not give the pod its devices
+DEVICE_START = "PreStartContainer"  # in the message of a start that the device plugin refused or did not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,9 @@ def hindrance(turn: Turn, pod: PodView) -> Hindrance | None:
     if pod.ended:
         text = f"{pod.reason or 'the pod failed before it ran'}{': ' + pod.message if pod.message else ''}"
         wait = 0.0 if pod.pinned else UNPINNED_PAUSE - age
-        return Hindrance(text, wait, DEVICE_SECONDS if pod.reason == "UnexpectedAdmissionError" else REFUSED_SECONDS)
+        if pod.reason == ADMISSION:
+            return Hindrance(text, max(wait, _pause(turn) - age), 0.0 if _is_told(turn, pod) else DEVICE_SECONDS)
+        return Hindrance(text, wait, REFUSED_SECONDS)
     if pod.started:
         return None
     if pod.deleting is not None:
@@ -86,6 +93,8 @@ def hindrance(turn: Turn, pod: PodView) -> Hindrance | None:
         wait = UNSCHEDULABLE_PATIENCE - age if pod.pinned else float("inf")
         return Hindrance(UNSCHEDULABLE + pod.unschedulable, wait, REFUSED_SECONDS)
     text = f"{pod.reason}{': ' + pod.message if pod.message else ''}"
+    if pod.reason in CONTAINER and DEVICE_START in pod.message:
+        return Hindrance(text, max(START_PATIENCE, _pause(turn)) - age, 0.0)
     if pod.reason in IMAGE | CONTAINER and _starts_elsewhere(turn, pod):
         return Hindrance(text, CONTAINER_PATIENCE - age, BROKEN_SECONDS)
     slow = turn.spec.schedule_seconds - age
@@ -93,6 +102,26 @@ def hindrance(turn: Turn, pod: PodView) -> Hindrance | None:
         words = text if pod.reason in IMAGE | CONTAINER else f"did not start within {turn.spec.schedule_seconds} s"
         return Hindrance(words, slow, BROKEN_SECONDS)
     return Hindrance(text, float("inf"), 0.0) if pod.reason in IMAGE | CONTAINER else None
+
+
+def _pause(turn: Turn) -> float:
+    """Seconds between two pods whose devices were refused: half of what the trouble has lasted, so each try comes after
+    half as long again. Kubelet or the device plugin was restarted, most likely; nothing is counted."""
+    since = [_since(turn, "Running", "False"), _since(turn, "Scheduled", "True")]
+    return min(LONGEST_PAUSE, max(0.0, seconds_between(max(since), turn.now)) / 2)
+
+
+def _since(turn: Turn, kind: ConditionType, verdict: str) -> datetime:
+    """Since when the condition has had this status; far in the past if it has another."""
+    found = find(turn.status, kind)
+    at = moment(found.last_transition_time) if found and found.status == verdict else None
+    return at or turn.snap.created
+
+
+def _is_told(turn: Turn, pod: PodView) -> bool:
+    """Whether an agent tells of the devices of the pod's node: placement knows by itself when it may not be used."""
+    node = turn.snap.books.nodes.get(pod.node or pod.pinned or "")
+    return node is not None and node.devices is not None
 
 
 def is_hopeless(turn: Turn, pod: PodView) -> bool:

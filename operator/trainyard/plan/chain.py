@@ -12,6 +12,7 @@ from trainyard.plan.admission import admission
 from trainyard.plan.bringup import bringup
 from trainyard.plan.changed import changed
 from trainyard.plan.deadline import deadline
+from trainyard.plan.devices import devices
 from trainyard.plan.events import events
 from trainyard.plan.failure import failure
 from trainyard.plan.finished import finished
@@ -45,7 +46,7 @@ CHAIN: tuple[Policy, ...] = (
     # may it run?
     invalid, changed, suspend, resume, admission,
     # what went wrong? (faults are only collected)
-    lost_world, losses, failure, missing, moves, hang,
+    lost_world, devices, losses, failure, missing, moves, hang,
     # one write answers all of it
     recover,
     # get every place filled

@@ -46,7 +46,8 @@ def failure(turn: Turn) -> Turn:
     if not active(turn):
         return turn
     ended = _ended(turn)
-    roots = [one for one in ended if one.root]
+    excused = frozenset[int]().union(*(fault.replace for fault in turn.faults if fault.kind == "DeviceFault"))
+    roots = [one for one in ended if one.root and one.index not in excused]
     if not roots and ended:
         if turn.faults or movers(turn):
             return turn  # the loss that was seen is the root

@@ -27,7 +27,7 @@ def losses(turn: Turn) -> Turn:
         return turn
     for index in range(turn.gang.size):
         kind, culprit = _loss(turn, index)
-        if not kind:
+        if not kind or any(index in fault.replace for fault in turn.faults):
             continue
         weight: Weight = "free"
         if _ended_by_itself_again(turn, index):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from trainyard.api.job import Avoid
 from trainyard.api.protocol import Cause, WorldSpec
 from trainyard.placement.books import Books, Obstacle
 from trainyard.placement.place import check_quota, place
@@ -105,8 +106,8 @@ def _nodes(turn: Turn, rendering: Rendering) -> dict[int, str] | dict[int, None]
     if not _planner(turn):
         return dict.fromkeys(wanted)
     taken = {i: node for i, pod in turn.gang.holders.items() if (node := pod.node or pod.pinned)}
-    soft = {entry.node: entry.reason for entry in turn.status.avoid if entry.reason.startswith(SOFT)}
-    hard = {entry.node: entry for entry in turn.status.avoid if not entry.reason.startswith(SOFT)}
+    soft = {entry.node: entry.reason for entry in turn.status.avoid if _is_soft(entry)}
+    hard = {entry.node: entry for entry in turn.status.avoid if not _is_soft(entry)}
     books = turn.snap.books
     open_books = Books({name: node for name, node in books.nodes.items() if name not in hard}, books.used)
     starts = not turn.gang.holders and not trained(turn.gang, turn.world)
@@ -116,6 +117,11 @@ def _nodes(turn: Turn, rendering: Rendering) -> dict[int, str] | dict[int, None]
         shunned = "; ".join(f"{name} until {entry.until} ({entry.reason})" for name, entry in sorted(hard.items())[:5])
         return Obstacle(answer.reason, f"{answer.message} Avoided for now: {shunned}.")
     return answer
+
+
+def _is_soft(entry: Avoid) -> bool:
+    """Whether the node is used when there is no other. Which of its devices may be had, NodeDevices says."""
+    return bool(entry.device) or entry.reason.startswith(SOFT)
 
 
 def _starving(turn: Turn) -> Sequence[Waiting]:

@@ -54,6 +54,9 @@ def _master(turn: Turn, lost: frozenset[int]) -> Master:
 def _cause(turn: Turn, world: WorldSpec) -> Cause:
     first = min(turn.faults, key=lambda fault: (WEIGHTS[fault.weight], fault.at))
     before = world.cause
+    if first.refund:  # one fault, one recovery: it was known by its consequence so far
+        update = {"kind": first.kind, "culprit": shorten(first.culprit, 512), "counted": max(0, before.counted - 1)}
+        return before.model_copy(update=update)
     counted = before.counted + (first.weight == "counted")
     total = before.total + _adds(turn, first)
     if _folds(turn, first):

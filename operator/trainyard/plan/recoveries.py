@@ -34,7 +34,8 @@ def _begun(turn: Turn) -> Turn:
     cause, kept = world.cause, list(turn.status.recoveries)
     at = moment(cause.at) or turn.now
     if kept and kept[-1].milliseconds.total is None and kept[-1].at == fine_stamp(at):
-        kept[-1] = kept[-1].model_copy(update={"generation": world.generation})  # a second fault on the way
+        update = {"generation": world.generation, "cause": cause.kind, "culprit": cause.culprit}
+        kept[-1] = kept[-1].model_copy(update=update)  # a second fault on the way, or what was behind the first
     else:
         decide = PhaseSeconds(decide=milliseconds_between(at, turn.now))
         made = Recovery(

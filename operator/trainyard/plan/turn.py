@@ -21,12 +21,13 @@ Weight = Literal["planned", "free", "counted"]
 class Fault:
     """Something that takes the gang to its next generation."""
 
-    kind: str  # cause: RankFailed, PodLost, NodeLost, Hang, Missing, Moved
+    kind: str  # cause: DeviceFault, RankFailed, PodLost, NodeLost, Hang, Missing, Moved
     culprit: str
     at: datetime  # when it was seen
     replace: frozenset[int] = frozenset()  # indices that need a new pod
     weight: Weight = "free"  # planned: no restart; free: total only
     avoid: tuple[Avoid, ...] = ()
+    refund: bool = False  # the recovery under way was counted for what turns out to be this
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +87,11 @@ class Turn:
         return replace(self, deletes=self.deletes + tuple(pod for pod in pods if pod.uid not in known))
 
     def avoiding(self, avoid: Iterable[Avoid]) -> Turn:
-        """With these nodes avoided; a later word about a node replaces the earlier one."""
-        fresh = {entry.node: entry for entry in avoid}
+        """With these nodes or devices avoided; a later word about one replaces the earlier one."""
+        fresh = {(entry.node, entry.device): entry for entry in avoid}
         if not fresh:
             return self
-        kept = [entry for entry in self.status.avoid if entry.node not in fresh]
+        kept = [entry for entry in self.status.avoid if (entry.node, entry.device) not in fresh]
         return self.note(avoid=[*kept, *fresh.values()][-64:])
 
     def emit(self, kind: Literal["Normal", "Warning"], why: str, message: str) -> Turn:

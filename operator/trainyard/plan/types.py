@@ -9,7 +9,18 @@ from typing import Literal
 
 from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
 from trainyard.api.protocol import ReportSpec, WorldSpec
+from trainyard.fleet.devices import Accelerators
 from trainyard.placement.books import Books, Demand
+
+
+@dataclass(frozen=True, slots=True)
+class PodDevice:
+    """A device that kubelet gave to a pod (its allocatedResourcesStatus)."""
+
+    id: str
+    health: str = "Healthy"  # Healthy | Unhealthy | Unknown
+    resource: str = ""
+    since: datetime | None = None  # when this operator first saw this health
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +49,7 @@ class PodView:
     message: str = ""  # the message with it: waiting, unschedulable, termination
     unschedulable: str = ""  # message of PodScheduled=False
     disruption: str = ""  # reason of DisruptionTarget=True (EvictionByEvictionAPI, PreemptionByScheduler, ...)
+    devices: tuple[PodDevice, ...] = ()  # empty: none, or a kubelet that does not tell
 
     @property
     def finished(self) -> bool:
@@ -157,6 +169,7 @@ class Snapshot:
     reports: tuple[Report, ...] = ()
     heard_since: datetime | None = None  # since when reports were heard without a break; None: as long as it matters
     nodes: Mapping[str, NodeState] = field(default_factory=dict)
+    devices: Mapping[str, Accelerators] = field(default_factory=dict)  # by node: of these nodes, and of avoided ones
     books: Books = field(default_factory=lambda: Books(nodes={}))
     quotas: tuple[Quota, ...] = ()
     ahead: tuple[Waiting, ...] = ()  # waiting jobs that come before this one, in order
