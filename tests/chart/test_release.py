@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,21 @@ def clean(server: ApiServer) -> Iterator[ApiServer]:
     yield server
     for release in _releases(server):
         helm("uninstall", release["name"], "--namespace", release["namespace"], kubeconfig=server.kubeconfig)
-    server.kubectl("delete", "crd", *CRDS, "--ignore-not-found")
+    _delete_crds(server)
+
+
+def _delete_crds(server: ApiServer) -> None:
+    """Delete our CRDs. The API server gives up on one whose storage it is just setting up ("storage is
+    (re)initializing"), and looks at it again only when it changes."""
+    server.kubectl("delete", "crd", *CRDS, "--ignore-not-found", "--wait=false")
+    for attempt in range(30):
+        left = server.kubectl("get", "crd", *CRDS, "--ignore-not-found", "-o", "name").stdout.split()
+        if not left:
+            return
+        time.sleep(1.0)
+        if attempt % 5 == 4:
+            server.kubectl("annotate", "--overwrite", *left, f"test/attempt={attempt}", check=False)
+    pytest.fail(f"not deleted within 30 s: {', '.join(left)}")
 
 
 def _releases(server: ApiServer) -> list[dict[str, str]]:
