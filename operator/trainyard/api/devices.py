@@ -93,6 +93,23 @@ class NodeDevicesSpec(Lenient):
     """At most one order a device. Written by the operator and by administrators, never by the agent."""
 
 
+class FaultRecord(Lenient):
+    """One fault that a device had, or has."""
+
+    code: Annotated[str, Field(max_length=64)]
+    """Its code."""
+    level: Level
+    """Its level; once it is over, the last."""
+    began: Time
+    """When it was first seen."""
+    ended: Time | None = None
+    """When it was first seen to be gone; absent: it is there."""
+    network: bool = False
+    """It is one of the link to other nodes."""
+    text: Annotated[str, Field(max_length=512)] = ""
+    """What it means."""
+
+
 class DeviceStatus(Lenient):
     """How one device is."""
 
@@ -102,7 +119,7 @@ class DeviceStatus(Lenient):
     """Healthy and Unhealthy are what kubelet is told. Unknown: it could not be read; no new work, running work
     stays."""
     code: Annotated[str, Field(max_length=64)] = ""
-    """Code of its worst fault."""
+    """Code of its worst fault, or of the one whose probation is not over."""
     level: Level | None = None
     """How bad that is."""
     text: Annotated[str, Field(max_length=512)] = ""
@@ -112,7 +129,9 @@ class DeviceStatus(Lenient):
     since: Time | None = None
     """When this health began."""
     faults: Count = 0
-    """Faults in the last 24 hours."""
+    """Faults in the last 24 hours, those that need no action excepted."""
+    history: Annotated[list[FaultRecord], Field(max_length=16)] = Field(default_factory=list)
+    """The newest faults that still matter, oldest first: the agent's memory, which outlives it here."""
     probation: Time | None = None
     """It works again, and takes new work after this."""
     quarantined: bool = False

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from trainyard.api.times import moment, stamp
 
-def stamp(moment: datetime) -> str:
-    """RFC 3339 in UTC, whole seconds: the form of metav1.Time."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+__all__ = ["fine_stamp", "milliseconds_between", "moment", "seconds_between", "stamp"]
 
 
 def fine_stamp(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds, for what durations are computed from."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def moment(text: str | None) -> datetime | None:
-    """The time that an RFC 3339 text names; None for nothing or for nonsense (pods write some of these)."""
-    if not text:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def seconds_between(start: datetime, end: datetime) -> float:
