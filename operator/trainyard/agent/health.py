@@ -111,11 +111,7 @@ def _recorded(
     """The records after this reading: what is there goes on or begins, what is not ends; unread, nothing changes."""
     if faults is None:
         return list(past)
-    present: dict[str, Entry] = {}
-    for fault in faults:
-        code, entry = normal(fault.code)[:64], table.entry(fault)
-        if _remembered(code, entry, table) and (code not in present or worse_than(entry.level, present[code].level)):
-            present[code] = entry
+    present = _present(faults, table)
     made = []
     for record in past:
         entry = present.get(record.code)
@@ -131,6 +127,19 @@ def _recorded(
         made.append(FaultRecord(code=code, level=_level(new.level, code, now, table, now), began=stamp(now),
                                 network=new.network, text=new.text))
     return made
+
+
+def _present(faults: Iterable[Fault], table: FaultTable) -> dict[str, Entry]:
+    """The faults that leave a record, by code; of several with one code the worst."""
+    present: dict[str, Entry] = {}
+    for fault in faults:
+        code, entry = normal(fault.code)[:64], table.entry(fault)
+        if not _remembered(code, entry, table):
+            continue
+        other = present.get(code, entry)
+        worst = entry if worse_than(entry.level, other.level) else other
+        present[code] = worst.model_copy(update={"network": entry.network or other.network})
+    return present
 
 
 def _remembered(code: str, entry: Entry, table: FaultTable) -> bool:

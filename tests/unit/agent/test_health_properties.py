@@ -55,7 +55,8 @@ def test_every_life(history: list[tuple[int, list[Fault], bool, str, str]]) -> N
         if kind == "read":
             levels = [TABLE.entry(fault).level for fault in faults_]
             for level in levels:
-                assert status.level is not None and LEVELS.index(status.level) >= LEVELS.index(level)
+                assert status.level is not None
+                assert LEVELS.index(status.level) >= LEVELS.index(level)
                 if not takes_new_work(level):
                     assert status.health == "Unhealthy" or (held and status.level == "PreSeparateNPU")
             assert status.health != "Unknown"
@@ -63,12 +64,14 @@ def test_every_life(history: list[tuple[int, list[Fault], bool, str, str]]) -> N
                 assert not status.network
         if status.probation:
             ends = moment(status.probation)
-            assert ends is not None and ends > now
+            assert ends is not None
+            assert ends > now
             assert not takes_new_work(status.level)
         if order == "Quarantine" and not held:
             assert status.health == "Unhealthy"
         if status.health == "Healthy" and not held:
-            assert takes_new_work(status.level) and not status.quarantined
+            assert takes_new_work(status.level)
+            assert not status.quarantined
         if kind != "read" and takes_new_work(status.level) and not status.quarantined:
             assert status.health == "Unknown"
 
