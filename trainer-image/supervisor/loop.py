@@ -6,6 +6,7 @@ import collections
 import os
 import selectors
 import signal
+import socket
 import time
 from types import FrameType
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence
@@ -13,8 +14,9 @@ from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence
 from supervisor import events as e
 from supervisor.api import Api
 from supervisor.core import Core
+from supervisor.forkserver import Forked, ForkServer
 from supervisor.logs import Logs
-from supervisor.ranks import Ranks
+from supervisor.ranks import Ranks, base_environment
 from supervisor.store import StoreLink, StoreServer
 from supervisor.torchstore import TorchStore, free_port
 
@@ -40,9 +42,12 @@ class Loop:
         six = ":" in me.pod_ip
         self._logs = Logs(on_end=self._wake)
         self._core = Core(me, first_sequence=int(time.time() * 1000), free_port=lambda: free_port(six))
-        self._ranks = Ranks(program, me, environment, scratch, self._logs, self.post, self._protected)
+        self._forks = ForkServer(program, environment.get("TRAINYARD_PRELOAD", ""), base_environment(environment),
+                                 scratch, self._logs)
+        self._forks_link: Optional[socket.socket] = None
+        self._ranks = Ranks(program, me, environment, scratch, self._logs, self.post, self._protected, self._forks)
         self._torch = TorchStore(me.pod_ip, program, lambda: free_port(six), self._logs.say)
-        self._torch_fd: Optional[int] = None
+        self._torch_link: Optional[socket.socket] = None
         self._api = Api(environment, self.post, self._logs.say)
         self._server: Optional[StoreServer] = None
         self._link: Optional[StoreLink] = None
@@ -50,7 +55,7 @@ class Loop:
         self._termination_log = environment.get("TRAINYARD_TERMINATION_LOG", "/dev/termination-log")
 
     def _protected(self) -> "set[int]":
-        return self._torch.pids()
+        return self._torch.pids() | self._forks.pids()
 
     # From other threads and signal handlers ---------------------------------------------------------------------------
 
@@ -87,6 +92,8 @@ class Loop:
         self._logs.say(f"index {self._me.index}, incarnation {self._me.incarnation}, {self._me.ranks} ranks, "
                        f"pod {self._me.pod}")
         self._api.start()
+        self._forks.open()
+        self._select_forks()
         while self._leave is None:
             for key, mask in self._selector.select(self._timeout()):
                 key.data(mask)
@@ -94,6 +101,7 @@ class Loop:
         if self._leave.flush:
             self._api.flush(FLUSH)
         self._torch.close()
+        self._forks.close()
         self._logs.say(f"leaving with {self._leave.code}")
         self._logs.close(2.0)
         return self._leave.code
@@ -101,7 +109,7 @@ class Loop:
     def _timeout(self) -> Optional[float]:
         if self._events or self._children_ended or self._forward:
             return 0
-        due: List[Optional[float]] = [self._core.deadline(), self._ranks.deadline()]
+        due: List[Optional[float]] = [self._core.deadline(), self._ranks.deadline(), self._forks.deadline()]
         due += [part.deadline() for part in (self._server, self._link) if part is not None]
         soonest = min((at for at in due if at is not None), default=None)
         return None if soonest is None else max(0.0, soonest - time.monotonic())
@@ -112,6 +120,7 @@ class Loop:
             self._reap()
         while self._forward:
             self._ranks.forward(self._forward.popleft())
+        self._forks_told(self._forks.step())
         self._ranks.step()
         for part in (self._server, self._link):
             if part is not None:
@@ -134,7 +143,7 @@ class Loop:
             pass
 
     def _reap(self) -> None:
-        self._ranks.reap(self._torch_ended)
+        self._ranks.reap(self._other_ended)
 
     # Actions ----------------------------------------------------------------------------------------------------------
 
@@ -150,6 +159,7 @@ class Loop:
             self._server.close()
             self._server = None
         self._torch.close()
+        self._select_torch()
 
     def _prepare(self, action: e.PrepareStore) -> None:
         self._ready(self._torch.prepare(action.run))
@@ -161,20 +171,34 @@ class Loop:
 
     def _select_torch(self) -> None:
         """Follow the link to torch's store: there is a new one for every child."""
-        wanted = self._torch.fileno()
-        if wanted == self._torch_fd:
-            return
-        if self._torch_fd is not None:
-            self._selector.unregister(self._torch_fd)
-        if wanted is not None:
-            self._selector.register(wanted, selectors.EVENT_READ, self._torch_says)
-        self._torch_fd = wanted
+        before, self._torch_link = self._torch_link, self._torch.link
+        self._follow(before, self._torch_link, self._torch_says)
 
     def _torch_says(self, _mask: int) -> None:
-        before = self._torch_fd
         self._ready(self._torch.read())
-        if self._torch.fileno() != before:
-            self._select_torch()
+        self._select_torch()
+
+    def _select_forks(self) -> None:
+        """Follow the link to the fork server: there is a new one for every process."""
+        before, self._forks_link = self._forks_link, self._forks.link
+        self._follow(before, self._forks_link, lambda _: self._forks_told(self._forks.read()))
+
+    def _follow(self, before: Optional[socket.socket], now: Optional[socket.socket],
+                read: Callable[[int], None]) -> None:
+        """Select another socket than before. Sockets and not descriptors: a new one often gets the old one's number."""
+        if before is not now:
+            for key in [key for key in self._selector.get_map().values() if key.fileobj is before]:
+                self._selector.unregister(key.fileobj)
+            if now is not None:
+                self._selector.register(now, selectors.EVENT_READ, read)
+
+    def _forks_told(self, answer: Optional[Forked]) -> None:
+        self._select_forks()
+        self._ranks.forked(answer)
+
+    def _other_ended(self, pid: int, status: int) -> None:
+        self._forks_told(self._forks.ended(pid, status))
+        self._torch_ended(pid, status)
 
     def _torch_ended(self, pid: int, status: int) -> None:
         self._ready(self._torch.ended(pid, status))

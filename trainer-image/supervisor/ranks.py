@@ -12,6 +12,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from supervisor import failures, progress
 from supervisor.events import Event, Exit, Member, ProgressSeen, RankExited, RanksGone, Run, StartRanks, named
+from supervisor.forkserver import Fork, Forked, ForkServer
 from supervisor.logs import Logs, Tail
 
 LAST_WORDS = 0.25  # s that a rank's output may still come after its end, if something else holds the pipe
@@ -30,17 +31,20 @@ class Rank:
         self.tail = Tail()
         self.error_file = os.path.join(folder, "error.json")
         self.progress_file = os.path.join(folder, "progress.json")
-        self.process: Optional[subprocess.Popen[bytes]] = None
+        self.process: Optional[subprocess.Popen[bytes]] = None  # None: forked
+        self.streams: List[int] = []  # our ends of its output, until it runs
         self.code: Optional[int] = None
         self.told = False
         self.tell_at = 0.0
 
 
 class Ranks:
-    """All ranks of this pod. `post` takes the events; `protected` names children that are no ranks."""
+    """All ranks of this pod. `post` takes the events; `protected` names children that are no ranks. With a fork server
+    ranks are forks of it; where that comes to nothing they are started as programs."""
 
     def __init__(self, program: Sequence[str], me: Member, environment: Mapping[str, str], scratch: str, logs: Logs,
-                 post: Callable[[Event], None], protected: Callable[[], Set[int]]) -> None:
+                 post: Callable[[Event], None], protected: Callable[[], Set[int]],
+                 server: Optional[ForkServer] = None) -> None:
         self._program = list(program)
         self._me = me
         self._environment = dict(environment)
@@ -48,6 +52,9 @@ class Ranks:
         self._logs = logs
         self._post = post
         self._protected = protected
+        self._server = server
+        self._order: Optional[StartRanks] = None  # given to the fork server
+        self._new: List[Rank] = []  # the ranks of that order
         self._ranks: Dict[int, Rank] = {}  # by pid, or by -1 - local rank if it could not be started
         self._run: Run = (0, 0)
         self._folder = ""
@@ -68,29 +75,76 @@ class Ranks:
         self._oom_kills = oom_kills()
         self._progress_seen = (0, 0, 0)
         self._poll_at = time.monotonic() + PROGRESS_POLL if self._me.index == 0 else None
-        for local in range(self._me.ranks):
-            self._spawn(local, order)
+        self._new = [self._rank(local) for local in range(self._me.ranks)]
+        if self._server is not None and all(rank.code is None for rank in self._new):
+            self._order = order
+            if self._server.fork([Fork(rank.local, f"rank {rank.rank}", self._additions(rank, order),
+                                       (rank.streams[0], rank.streams[1])) for rank in self._new]):
+                return
+        self._spawn(order)
 
-    def _spawn(self, local: int, order: StartRanks) -> None:
+    def _rank(self, local: int) -> Rank:
+        """A rank that does not run yet, with its folder and the pipes of its output."""
         number = self._me.index * self._me.ranks + local
         rank = Rank(local, number, os.path.join(self._folder, str(local)))
-        ends: List[int] = []
         try:
             os.makedirs(os.path.dirname(rank.error_file), exist_ok=True)
             for error in (False, True):
-                ends.append(self._logs.pipe(f"[rank {number}] ", rank.tail, error))
+                rank.streams.append(self._logs.pipe(f"[rank {number}] ", rank.tail, error))
+        except OSError as problem:
+            self._cannot_start(rank, problem)
+        return rank
+
+    def _additions(self, rank: Rank, order: StartRanks) -> Dict[str, str]:
+        """What this rank's environment has beside that of the fork server."""
+        environment = rank_environment(self._environment, self._me, order, rank, self.drain_file)
+        base = base_environment(self._environment)
+        return {name: value for name, value in environment.items() if base.get(name) != value}
+
+    def forked(self, answer: Optional[Forked]) -> None:
+        """What came of an order to the fork server: the ranks, or nothing; then they are started as programs."""
+        order = self._order
+        if answer is None or order is None or self._server is None:
+            return
+        if answer.problem:
+            self._logs.say(f"{answer.problem}: ranks are started one by one")
+            self._spawn(order)
+        else:
+            for rank in self._new:
+                self._ranks[answer.pids[rank.local]] = rank
+            self._started()
+            self._server.go()
+
+    def _spawn(self, order: StartRanks) -> None:
+        """Start every rank as a program."""
+        for rank in self._new:
+            if rank.code is None:
+                self._exec(rank, order)
+        self._started()
+
+    def _exec(self, rank: Rank, order: StartRanks) -> None:
+        try:
             rank.process = subprocess.Popen(
-                self._program, stdin=subprocess.DEVNULL, stdout=ends[0], stderr=ends[1], start_new_session=True,
+                self._program, stdin=subprocess.DEVNULL, stdout=rank.streams[0], stderr=rank.streams[1],
+                start_new_session=True,
                 env=rank_environment(self._environment, self._me, order, rank, self.drain_file),
             )
             self._ranks[rank.process.pid] = rank
         except OSError as problem:
-            rank.code = failures.CONFIGURATION if problem.errno in NEVER_STARTS else 1
-            rank.tail.add([f"cannot start {self._program[0]!r}: {problem.strerror or problem}".encode()], True)
-            self._ranks[-1 - local] = rank
-        finally:
-            for end in ends:
-                os.close(end)
+            self._cannot_start(rank, problem)
+
+    def _cannot_start(self, rank: Rank, problem: OSError) -> None:
+        rank.code = failures.CONFIGURATION if problem.errno in NEVER_STARTS else 1
+        rank.tail.add([f"cannot start {self._program[0]!r}: {problem.strerror or problem}".encode()], True)
+        self._ranks[-1 - rank.local] = rank
+
+    def _started(self) -> None:
+        """The pipes of the new ranks' output are theirs alone now."""
+        for rank in self._new:
+            for stream in rank.streams:
+                os.close(stream)
+            rank.streams = []
+        self._new, self._order = [], None
 
     @property
     def drain_file(self) -> str:
@@ -119,6 +173,9 @@ class Ranks:
         """SIGKILL to all that the ranks are and started. RanksGone follows."""
         self._killing = True
         self._poll_at = None
+        if self._order is not None and self._server is not None:
+            self._server.cancel()  # those that it has forked were not told to go
+            self._started()
         for pid, rank in self._ranks.items():
             if rank.code is None:
                 _signal(os.killpg, pid, signal.SIGKILL)
@@ -241,11 +298,17 @@ class Ranks:
             self._folder = ""
 
 
-def rank_environment(base: Mapping[str, str], me: Member, order: StartRanks, rank: Rank, drain: str) -> Dict[str, str]:
-    """What torchrun would give this rank, and Trainyard's own."""
+def base_environment(base: Mapping[str, str]) -> Dict[str, str]:
+    """What all ranks of this pod have in common."""
     environment = dict(base)
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("PYTHONUNBUFFERED", "1")
+    return environment
+
+
+def rank_environment(base: Mapping[str, str], me: Member, order: StartRanks, rank: Rank, drain: str) -> Dict[str, str]:
+    """What torchrun would give this rank, and Trainyard's own."""
+    environment = base_environment(base)
     world = order.size * me.ranks
     environment.update({
         "MASTER_ADDR": order.start.host,

@@ -59,9 +59,10 @@ class TorchStore:
         self._dying: Set[int] = set()
         self._buffer = b""
 
-    def fileno(self) -> Optional[int]:
-        """What to select for reading, if there is a child."""
-        return self._link.fileno() if self._link is not None else None
+    @property
+    def link(self) -> Optional[socket.socket]:
+        """What to select for reading, if there is a child; another object for every child."""
+        return self._link
 
     def pids(self) -> Set[int]:
         """Children that are not reaped yet."""
