@@ -37,6 +37,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "managed by somebody else": command_job(managedBy="kueue.x-k8s.io/multikueue"),
     "a template with anything in it": command_job(template={"metadata": {"annotations": {"a": "b"}}, "spec": {
         "priorityClassName": "x", "volumes": [{"name": "v", "csi": {"driver": "d", "volumeAttributes": {"k": "v"}}}]}}),
+    "imports ahead": command_job(preload=["torch", "transformers.models.llama"]),
     "finished jobs kept for no time": command_job(ttlSecondsAfterFinished=0),
 }
 
@@ -57,6 +58,8 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "minNodes above numNodes": (job(minNodes=5), "spec", "minNodes must not be above numNodes"),
     "neither train nor command": (command_job(command=DELETE), "spec", "exactly one of train and command must be set"),
     "both train and command": (job(command=["python3"]), "spec", "exactly one of train and command must be set"),
+    "preload beside train": (job(preload=["torch"]), "spec", "preload needs command"),
+    "a module that cannot be": (command_job(preload=["os;x"]), "spec.preload[0]", "should match"),
     "empty command": (command_job(command=[]), "spec.command", "should have at least 1 items"),
     "numProcPerNode in words": (command_job(numProcPerNode="many"), "spec.numProcPerNode",
                                 "must be 'auto' or a whole number from 1 to 256"),

@@ -57,6 +57,7 @@ FROZEN: dict[str, dict[str, Any]] = {
     "devices": {"devices": {"perNode": 4}},
     "train": {"train": {"steps": 2000}},
     "command": {"command": ["python3", "other.py"]},
+    "preload": {"preload": ["torch"]},
     "template": {"template": None},
     "checkpoint.volume": {"checkpoint": {"volume": None}},
     "checkpoint.subPath": {"checkpoint": {"subPath": "elsewhere"}},
@@ -70,7 +71,7 @@ FREE: dict[str, dict[str, Any]] = {
 
 
 def _base(field: str) -> dict[str, Any]:
-    return command_job() if field == "command" else job()
+    return command_job() if field in ("command", "preload") else job()
 
 
 def _refused(answer: Answer, field: str) -> bool:

@@ -18,8 +18,8 @@ from trainyard.api.schema import Schema, structural
 SCHEMA_VERSION_ANNOTATION = f"{GROUP}/schema-version"
 MAX_NAME = 48  # leaves room for -<index>-<incarnation> in pod names that are host names too
 
-_FROZEN = ("numNodes", "numProcPerNode", "devices", "topology", "runtime", "train", "command", "template",
-           "checkpoint.volume", "checkpoint.subPath")
+_FROZEN = ("numNodes", "numProcPerNode", "devices", "topology", "runtime", "train", "command", "preload",
+           "template", "checkpoint.volume", "checkpoint.subPath")
 _AFTER_THE_END = ("suspend", "cleanPodPolicy", "ttlSecondsAfterFinished")
 
 _REQUIRED = {field.alias for field in TrainingJobSpec.model_fields.values() if field.is_required()}

@@ -99,6 +99,8 @@ class TrainingJobSpec(Model):
         ("!has(self.minNodes) || self.minNodes <= self.numNodes", "minNodes must not be above numNodes"),
         ("!has(self.train) || !has(self.runtime) || self.runtime == 'torch'",
          "runtime mindspore needs command: the shipped trainer is torch's"),
+        ("!has(self.preload) || has(self.command)",
+         "preload needs command: the shipped trainer's imports are always loaded ahead"),
         ("has(self.managedBy) == has(oldSelf.managedBy) && "
          "(!has(self.managedBy) || self.managedBy == oldSelf.managedBy)", "managedBy cannot be changed"),
     ))
@@ -122,6 +124,11 @@ class TrainingJobSpec(Model):
     """The shipped trainer, configured."""
     command: Annotated[list[Annotated[str, Field(max_length=8192)]], Field(min_length=1, max_length=256)] | None = None
     """Your own program instead, started in the template's image the way torchrun starts it."""
+    preload: Annotated[list[Annotated[str, StringConstraints(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$", max_length=253)]],
+        Field(min_length=1, max_length=64)] | None = None
+    """Python modules, such as torch, that a process in each pod imports ahead and that ranks are then forked from: they
+    start in milliseconds. Needs a command that is python with a script, -m or -c."""
     template: Open | None = None
     """PodTemplateSpec laid over the pods that Trainyard builds: image, volumes, tolerations, resources. The
     container that trains is called trainer."""
@@ -152,6 +159,8 @@ class TrainingJobSpec(Model):
             raise ValueError("minNodes must not be above numNodes")
         if self.train is not None and self.runtime != "torch":
             raise ValueError("runtime mindspore needs command: the shipped trainer is torch's")
+        if self.train is not None and self.preload is not None:
+            raise ValueError("preload needs command: the shipped trainer's imports are always loaded ahead")
         return self
 
     @property

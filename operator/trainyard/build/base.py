@@ -19,6 +19,7 @@ from trainyard.build.template import (
 from trainyard.build.types import CHECKPOINT_VOLUME, BuildSettings, JobRef, Object
 from trainyard.placement.quantities import resources
 
+TRAINER_PRELOAD = "trainer.preload:warm_up"
 PACKED = "/opt/trainyard/supervisor.pyz"  # in the shipped images
 TMP_VOLUME = "trainyard-tmp"
 SHM_VOLUME = "trainyard-shm"
@@ -158,6 +159,9 @@ def _environment(job: JobRef, spec: TrainingJobSpec) -> list[Object]:
     }
     if spec.command is None:
         plain["TRAINYARD_TRAIN_CONFIG"] = f"{CONFIG_PATH}/train.json"
+        plain["TRAINYARD_PRELOAD"] = TRAINER_PRELOAD
+    elif spec.preload:
+        plain["TRAINYARD_PRELOAD"] = ",".join(spec.preload)
     if spec.checkpoint.volume is not None:
         plain["TRAINYARD_CHECKPOINT"] = CHECKPOINT_PATH
     plain["OMP_NUM_THREADS"] = str(_threads(trainer, template, spec.procs))

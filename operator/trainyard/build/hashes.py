@@ -9,7 +9,7 @@ from typing import Any
 from trainyard.api.job import TrainingJobSpec
 
 # What may change only while the job is suspended and has no pods.
-_ADMITTED = ("num_nodes", "num_proc_per_node", "devices", "template", "train", "command")
+_ADMITTED = ("num_nodes", "num_proc_per_node", "devices", "template", "train", "command", "preload")
 
 
 def canonical(value: Any) -> str:
@@ -24,7 +24,7 @@ def digest(text: str, length: int) -> str:
 
 def admitted_hash(spec: TrainingJobSpec) -> str:
     """Hash (32 hex digits) of the fields that a job is admitted with: numNodes, numProcPerNode, devices, template,
-    train, command, and the checkpoint's volume and subPath.
+    train, command, preload, and the checkpoint's volume and subPath.
 
     Only what the manifest says counts, not the defaults: an upgrade that knows a new field finds jobs unchanged.
     """

@@ -113,12 +113,12 @@ def complete(schema: Mapping[str, Any]) -> Any:
 def test_both_refuse_every_field_that_is_out_of_bounds(name: str) -> None:
     good = complete(SCHEMAS[name])
     if name == "job":
-        del good["command"]  # train it is
+        del good["command"], good["preload"]  # train it is
     assert list(VALIDATORS[name].iter_errors(good)) == []
     TYPES[name].model_validate(good)
     tried = 0
     for path, value in leaves(SCHEMAS[name]):
-        if path[0] == "command":
+        if path[0] in ("command", "preload"):
             continue
         bad = copy.deepcopy(good)
         node = bad
@@ -135,6 +135,8 @@ def test_both_refuse_every_field_that_is_out_of_bounds(name: str) -> None:
 @pytest.mark.parametrize(("spec", "message"), [
     ({"numNodes": 1}, "exactly one of train and command must be set"),
     ({"numNodes": 1, "command": ["a"], "minNodes": 2}, "minNodes must not be above numNodes"),
+    ({"numNodes": 1, "train": {"model": {"size": "tiny"}, "data": {"sources": [{"path": "/a"}]}, "steps": 1},
+      "preload": ["torch"]}, "preload needs command"),
     ({"numNodes": 1, "command": ["a"], "checkpoint": {"subPath": "a/../b"}},
      "subPath must be a path inside the volume"),
     ({"numNodes": 1, "command": ["a"], "failurePolicy": {"rules": [{"onExitCodes": [0], "action": "Fail"}]}},

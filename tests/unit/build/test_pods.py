@@ -112,6 +112,7 @@ def test_a_pod_of_the_shipped_trainer() -> None:
                         TRAINYARD_CHECKPOINT_EVERY="7",
                         TRAINYARD_CHECKPOINT_KEEP="2",
                         TRAINYARD_TRAIN_CONFIG="/etc/trainyard/train.json",
+                        TRAINYARD_PRELOAD="trainer.preload:warm_up",
                         TRAINYARD_CHECKPOINT="/checkpoint",
                         OMP_NUM_THREADS="1",
                     ),
@@ -197,6 +198,11 @@ def test_a_pod_of_a_program_of_ones_own() -> None:
         ],
     }
     assert (rendered.supervisor_image, rendered.checkpoint, rendered.train) == ("registry/supervisor:2", False, None)
+
+
+def test_the_modules_that_a_program_wants_ahead() -> None:
+    rendered = render(JOB, command_job(trainer(image="mine:3"), preload=["torch", "mine.model"]), SETTINGS)
+    assert variables(rendered)["TRAINYARD_PRELOAD"] == "torch,mine.model"
 
 
 def rendered_with(template: dict[str, Any], **fields: Any) -> RenderedJob:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from supervisor import forkserver, preload
@@ -47,8 +48,9 @@ if __name__ == "__main__":
         "thread": seen, "session": os.getsid(0) == os.getpid(), "group": os.getpgid(0) == os.getpid(),
         "local": os.environ["LOCAL_RANK"], "input": sys.stdin.read(), "open": sorted(os.listdir("/proc/self/fd")),
         "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler, "umask": os.umask(0o22),
-        "pipe": signal.getsignal(signal.SIGPIPE), "threads": threads, 
-        "flags": str(sys.flags), "variables": sorted(os.environ), "parent": os.getppid(), "ahead": counted.PID != os.getpid(),
+        "pipe": signal.getsignal(signal.SIGPIPE), "threads": threads,
+        "flags": str(sys.flags), "variables": sorted(os.environ), "parent": os.getppid(),
+        "ahead": counted.PID != os.getpid(),
     }))
 """
 
@@ -68,7 +70,7 @@ def script(folder: Path, code: str) -> list[str]:
     return [PYTHON, str(folder / "train.py")]
 
 
-def forking(start: Start, program: list[str], preload: str = "json", **options: str) -> SupervisedPod:
+def forking(start: Start, program: list[str], preload: str = "json", **options: Any) -> SupervisedPod:
     """A pod whose ranks are forks; returns when the imports are over."""
     pod = start(program, TRAINYARD_PRELOAD=preload, **options)
     pod.wait_output(IMPORTED)

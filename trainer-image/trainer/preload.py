@@ -1,0 +1,27 @@
+"""What a rank needs that is the same for every rank: done once in each pod, by the process that ranks are forked from.
+
+Nothing here may touch a device or a process group, or leave a thread behind (docs/supervisor.md)."""
+
+from __future__ import annotations
+
+import importlib
+
+# Imported lazily or late by the trainer, torch or transformers: each would cost every rank at its start.
+MODULES = (
+    "trainer.pretrain",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "transformers.models.llama.configuration_llama",
+    "transformers.models.llama.modeling_llama",
+    "safetensors",
+    "tokenizers",
+    "yaml",
+)
+
+
+def warm_up() -> None:
+    """Import everything."""
+    for name in MODULES:
+        importlib.import_module(name)
