@@ -11,16 +11,16 @@ from harness.job import Job, Object
 
 
 def kill_rank(yard: Yard, job: Job, pod: str, rank: int = 0) -> None:
-    """SIGKILL the process of a local rank inside its container: started as a program, or forked (then it has a name)."""
+    """SIGKILL the process of a local rank inside its container: a program with its environment or a named fork."""
     index = int(pod.rsplit("-", 2)[1])
     code = (
         "import os,signal\n"
+        f"name = 'rank %d\\n' % ({index} * int(os.environ['TRAINYARD_NUM_PROC']) + {rank})\n"
         "for pid in filter(str.isdigit, os.listdir('/proc')):\n"
-        "    try: env, name = open(f'/proc/{pid}/environ').read().split(chr(0)), open(f'/proc/{pid}/comm').read().strip()\n"
+        "    try: env, comm = (open(f'/proc/{pid}/{what}').read() for what in ('environ', 'comm'))\n"
         "    except OSError: continue\n"
-        f"    number = {index} * int(os.environ['TRAINYARD_NUM_PROC']) + {rank}\n"
-        f"    if ('LOCAL_RANK={rank}' in env or name == f'rank {{number}}') and int(pid) != os.getpid():\n"
-        "        os.kill(int(pid), signal.SIGKILL)\n"
+        f"    named = comm == name or 'LOCAL_RANK={rank}' in env.split(chr(0))\n"
+        "    if named and int(pid) != os.getpid(): os.kill(int(pid), signal.SIGKILL)\n"
     )
     yard.cluster.kubectl("exec", "-n", job.namespace, pod, "-c", "trainer", "--", "python3", "-c", code)
 
