@@ -165,25 +165,27 @@ def badness(level: Level | None) -> int:
 @cache
 def shipped() -> FaultTable:
     """The table of this version."""
-    return FaultTable.model_validate(yaml.safe_load((files(__package__) / "faults.yaml").read_text()))
+    return FaultTable.model_validate(yaml.load((files(__package__) / "faults.yaml").read_text(), _Loader))
+
+
+class _Loader(yaml.BaseLoader):
+    """Leaves every value as it is written: 81318008 is a code, no number; the types' fields say what is a number."""
 
 
 def over_shipped(text: str | None) -> FaultTable:
     """The shipped table with a cluster's own, in YAML or JSON, laid over it; None or nothing: the shipped one.
 
     Raises Unreadable (InvalidFaultTable) that names every wrong field."""
-    if not text or not text.strip():
+    if not text or all(line.lstrip()[:1] in ("", "#") for line in text.splitlines()):
         return shipped()
     try:
-        read = yaml.safe_load(text)
+        read = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise _invalid(f"it is no YAML: {' '.join(str(error).split())}") from error
-    if read is None:
-        return shipped()
     if not isinstance(read, Mapping):
         raise _invalid(f"expected an object with {', '.join(_FIELDS)}; found {type(read).__name__}")
     try:
-        own = FaultTable.model_validate({str(key): value for key, value in read.items()})
+        own = FaultTable.model_validate(read)
     except ValidationError as error:
         raise _invalid("; ".join(_said(wrong) for wrong in error.errors()[:8])) from error
     return shipped().under(own)
