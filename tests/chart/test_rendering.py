@@ -139,6 +139,7 @@ def test_the_operator_understands_its_environment(monkeypatch: pytest.MonkeyPatc
     options = parse([])
     assert (options.workers, options.resync_seconds, options.stuck_seconds, options.log_level) == (3, 60, 61, "DEBUG")
     assert (options.pod_gone_seconds, options.unready_node_seconds, options.starvation_seconds) == (5, 9, 300)
+    assert options.quarantine_seconds == 600
     assert (options.identity, options.lease_namespace, options.port) == ("trainyard-0", NAMESPACE, 8080)
     assert options.namespaces == ("team-a", "team-b")
     assert options.image_pull_secrets == ("registry",)

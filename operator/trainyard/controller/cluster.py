@@ -151,6 +151,8 @@ class Cluster:
             self._key_of.pop(old.uid, None)
         if new:
             self._key_of[new.uid] = key
+            if new.status.get("deviceFaults") != (old.status.get("deviceFaults") if old else None):
+                self.fleet()
         self.wake(key)
 
     def _pod_changed(self, key: str, old: OwnPod | None, new: OwnPod | None) -> None:
@@ -235,14 +237,13 @@ def _health(told: Accelerators | None) -> object:
 
 
 def _gains(before: NodeView, now: NodeView) -> bool:
-    """Whether a node may have places now that it had not. Devices that are only taken make none."""
+    """Whether a node may have places now that it had not. Devices that are taken make none."""
     if before.devices is None or now.devices is None or replace(before, devices=None) != replace(now, devices=None):
         return before != now
     if before.devices.known != now.devices.known:
         return now.devices.known
     known = {device.id: device for device in before.devices.devices}
-    return any(device != replace(known.get(device.id, device), free=False) and device != known.get(device.id)
-               for device in now.devices.devices)
+    return any(device.free and device != known.get(device.id) for device in now.devices.devices)
 
 
 def _index(index: defaultdict[str, set[str]], of: str, key: str, change: Callable[[set[str], str], None]) -> None:

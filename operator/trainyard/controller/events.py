@@ -1,4 +1,5 @@
-"""Kubernetes Events about jobs: what a user wants to see once. Sending one may fail; nothing depends on it."""
+"""Kubernetes Events about jobs, nodes and devices: what a user wants to see once. Sending one may fail; nothing depends
+on it."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -20,18 +22,39 @@ _QUIET_SECONDS = 60.0  # the same event again within this time is not worth a re
 _REMEMBERED = 2000
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What an Event is about; what is in no namespace has its events in `default`."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+    namespace: str = "default"
+
+    @property
+    def namespaced(self) -> bool:
+        """Whether it is in a namespace."""
+        return self.kind not in ("Node", "NodeDevices")
+
+
+def subject(job: JobView) -> Subject:
+    """A TrainingJob."""
+    return Subject(API_VERSION, "TrainingJob", job.name, job.uid, job.namespace)
+
+
 class Events:
-    """The same reason and message about the same job is one Event, whose count goes up."""
+    """The same reason and message about the same object is one Event, whose count goes up."""
 
     def __init__(self, client: Client, identity: str) -> None:
         self._client = client
         self._identity = identity
         self._sent: OrderedDict[str, tuple[float, int]] = OrderedDict()  # by digest: when last, how often
 
-    async def send(self, job: JobView, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+    async def send(self, about: Subject, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Never raises ApiError."""
         message = message[:1024]
-        digest = hashlib.sha256(f"{job.uid}/{kind}/{reason}/{message}".encode()).hexdigest()[:16]
+        digest = hashlib.sha256(f"{about.uid}/{kind}/{reason}/{message}".encode()).hexdigest()[:16]
         last, count = self._sent.get(digest, (float("-inf"), 0))
         if time.monotonic() - last < _QUIET_SECONDS:
             return
@@ -39,7 +62,7 @@ class Events:
         self._sent.move_to_end(digest)
         if len(self._sent) > _REMEMBERED:
             self._sent.popitem(last=False)
-        event = self._event(job, f"{job.name}.{digest}", kind, reason, message)
+        event = self._event(about, f"{about.name}.{digest}", kind, reason, message)
         path, name = path_of(event)
         try:
             try:
@@ -52,12 +75,12 @@ class Events:
         except (ApiError, NotLeading) as error:
             log.debug("event %s was not sent: %s", reason, error)
 
-    def _event(self, job: JobView, name: str, kind: str, reason: str, message: str) -> Object:
+    def _event(self, about: Subject, name: str, kind: str, reason: str, message: str) -> Object:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        involved = {"apiVersion": about.api_version, "kind": about.kind, "name": about.name, "uid": about.uid}
         return {
-            "apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": job.namespace},
-            "involvedObject": {"apiVersion": API_VERSION, "kind": "TrainingJob", "name": job.name,
-                               "namespace": job.namespace, "uid": job.uid},
+            "apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": about.namespace},
+            "involvedObject": involved | ({"namespace": about.namespace} if about.namespaced else {}),
             "type": kind, "reason": reason, "message": message, "count": 1, "firstTimestamp": now,
             "lastTimestamp": now, "source": {"component": "trainyard"},
             "reportingComponent": "trainyard.dev/operator", "reportingInstance": self._identity[:128],

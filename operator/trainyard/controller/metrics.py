@@ -10,6 +10,12 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from trainyard.fleet.devices import Accelerators, Device
+from trainyard.fleet.quarantine import Withheld, failing
+
+Gauges = dict[tuple[str, str, str], Mapping[str, float] | Mapping[tuple[str, ...], float]]
+"""{(name, help, labels with spaces between): {label value, or label values: value}}"""
+
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _RECOVERY = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800)
 
@@ -57,8 +63,8 @@ class Metrics:
             else:
                 self.planned.labels(kind, label).inc(value)
 
-    def gauges(self, read: Callable[[], Mapping[tuple[str, str, str], Mapping[str, float]]]) -> None:
-        """Read these at every scrape: {(name, help, label): {label value: value}}."""
+    def gauges(self, read: Callable[[], Gauges]) -> None:
+        """Read these at every scrape."""
         self.registry.register(_Live(read))
 
     def render(self) -> bytes:
@@ -67,15 +73,53 @@ class Metrics:
 
 
 class _Live(Collector):
-    def __init__(self, read: Callable[[], Mapping[tuple[str, str, str], Mapping[str, float]]]) -> None:
+    def __init__(self, read: Callable[[], Gauges]) -> None:
         self._read = read
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        for (name, text, label), values in self._read().items():
-            family = GaugeMetricFamily(name, text, labels=[label] if label else [])
+        for (name, text, labels), values in self._read().items():
+            family = GaugeMetricFamily(name, text, labels=labels.split())
             for each, value in values.items():
-                family.add_metric([each] if label else [], value)
+                named = (each,) if isinstance(each, str) else each
+                family.add_metric(named if labels else (), value)
             yield family
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return ()
+
+
+def device_gauges(nodes: Iterable[Accelerators], withheld: Iterable[Withheld]) -> Gauges:
+    """Sums by pool, and one series a device only where something is wrong: a cluster has tens of thousands."""
+    states: dict[tuple[str, ...], float] = {}
+    faults: dict[tuple[str, ...], float] = {}
+    failures: dict[tuple[str, ...], float] = {}
+    for told in nodes:
+        for device in told.devices:
+            key = (*told.pool, _state(device))
+            states[key] = states.get(key, 0) + 1
+            if not device.usable or device.level:
+                faults[told.node, device.id, device.code, device.level or _state(device)] = 1
+            if device.failures:
+                failures[told.node, device.id] = len(device.failures)
+    reasons: dict[str, float] = {}
+    for each in withheld:
+        reasons[each.reason] = reasons.get(each.reason, 0) + 1
+    return {
+        ("trainyard_devices", "Accelerators by state.", "resource model state"): states,
+        ("trainyard_device_fault", "1 for each device that has a fault or is kept out.", "node device code level"):
+            faults,
+        ("trainyard_device_failures", "Faults of a device in the last day that took it out of use.", "node device"):
+            failures,
+        ("trainyard_quarantine_withheld", "Devices that fail repeatedly and wait for a human.", "reason"): reasons,
+    }
+
+
+def _state(device: Device) -> str:
+    """One word for a device."""
+    if device.health == "Unknown":
+        return "unknown"
+    if failing(device):
+        return "on-probation" if device.probation else "unhealthy"
+    if not device.usable:
+        return "kept-out"
+    return "in-use" if device.pod else "free"

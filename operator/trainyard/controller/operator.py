@@ -9,15 +9,15 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from trainyard import __version__
 from trainyard.build import BuildSettings
 from trainyard.controller.cluster import Cluster
 from trainyard.controller.events import Events
+from trainyard.controller.fleet import Fleet
 from trainyard.controller.jobs import JobWatch
-from trainyard.controller.metrics import Metrics
+from trainyard.controller.metrics import Gauges, Metrics, device_gauges
 from trainyard.controller.options import Options
 from trainyard.controller.queue import WorkQueue
 from trainyard.controller.reconcile import Reconciler, foreign
@@ -55,13 +55,16 @@ class Operator:
             version=__version__)
         self.queue = WorkQueue(self._work, workers=options.workers)
         self.waitlist = Waitlist(self.queue)
+        events = Events(client, options.identity)
+        self.fleet = Fleet(client, self.cluster, events, quarantine_seconds=options.quarantine_seconds)
         self.reconciler = Reconciler(
-            client, self.cluster, self.waitlist, metrics, Events(client, options.identity), plan=plan, build=build,
+            client, self.cluster, self.waitlist, metrics, events, plan=plan, build=build,
             settings=Settings(
                 pod_gone_seconds=options.pod_gone_seconds, unready_node_seconds=options.unready_node_seconds,
                 starvation_seconds=options.starvation_seconds, default_image=options.trainer_image))
         self.cluster.wake = self._wake
         self.cluster.capacity = self.waitlist.capacity
+        self.cluster.fleet = self.fleet.notice
         self.jobs: JobWatch | None = None
         self.leading = False
         self.synced = False
@@ -127,6 +130,7 @@ class Operator:
             await self.lease.acquire()
         self.cluster.nudge()
         self.cluster.led_since = datetime.now(UTC)
+        self.fleet.beat = time.monotonic()
         self.leading = True
         self.metrics.leader.set(1)
         try:
@@ -136,6 +140,7 @@ class Operator:
                 await self.cluster.fresh()
                 await self._list_jobs()
                 group.create_task(self.waitlist.run())
+                group.create_task(self.fleet.run())
                 group.create_task(self._run_queue())
         except* LeadershipLost as lost:
             log.error("this operator leads no longer: %s", lost.exceptions[0])
@@ -218,11 +223,13 @@ class Operator:
             wrong.append(f"job {key}: one reconcile has taken {seconds:.0f} s")
         if self.options.leader_election and self.synced and now - self.lease.beat > 30.0:
             wrong.append(f"leader election: no sign of life for {now - self.lease.beat:.0f} s")
+        if self.leading and now - self.fleet.beat > _STALE_SECONDS:
+            wrong.append(f"devices: not looked at for {now - self.fleet.beat:.0f} s")
         if self.leading and self.queue.stalled(self.options.stuck_seconds):
             wrong.append(f"{self.queue.depth} jobs wait and no worker takes one")
         return wrong
 
-    def _gauges(self) -> Mapping[tuple[str, str, str], Mapping[str, float]]:
+    def _gauges(self) -> Gauges:
         states: dict[str, float] = {}
         for _, job in self.cluster.jobs:
             if foreign(job):
@@ -230,7 +237,7 @@ class Operator:
             state = str(job.status.get("state") or "Pending")
             states[state] = states.get(state, 0) + 1
         watches = self.cluster.watches
-        return {
+        made: Gauges = {
             ("trainyard_jobs", "TrainingJobs by state.", "state"): states,
             ("trainyard_queue_depth", "Jobs that wait for a worker.", ""): {"": self.queue.depth},
             ("trainyard_queue_delayed", "Jobs that wait for a time.", ""): {"": self.queue.delayed},
@@ -251,6 +258,7 @@ class Operator:
             ("trainyard_cached_objects", "Objects in the caches.", "watch"):
                 {watch.name: len(watch.store) for watch in watches} | {"jobs": len(self.cluster.jobs)},
         }
+        return made | device_gauges((told for _, told in self.cluster.devices), self.fleet.withheld)
 
 
 async def main(options: Options) -> int:

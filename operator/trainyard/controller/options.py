@@ -32,6 +32,7 @@ class Options:
     pod_gone_seconds: float
     unready_node_seconds: float
     starvation_seconds: float
+    quarantine_seconds: float
 
 
 def parse(argv: Sequence[str] | None = None) -> Options:
@@ -60,6 +61,8 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     option("--unready-node-seconds", "40",
            "seconds after which the pods of a NotReady node are replaced, if their job finishes no steps either")
     option("--starvation-seconds", "300", "seconds after which a waiting job's places are kept from younger jobs")
+    option("--quarantine-seconds", "600",
+           "of the quarantine of a device that fails again within 24 h, doubled with each failure more; 0: none")
     parser.add_argument("--kubeconfig", default=None, help="default: $KUBECONFIG, else the pod's service account")
     parser.add_argument("--no-leader-election", action="store_true",
                         help="lead at once; only for one operator alone, such as a developer's")
@@ -79,7 +82,8 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         stuck_seconds=_number(parser, "--stuck-seconds", given.stuck_seconds, 10, 86400),
         pod_gone_seconds=_number(parser, "--pod-gone-seconds", given.pod_gone_seconds, 0, 86400),
         unready_node_seconds=_number(parser, "--unready-node-seconds", given.unready_node_seconds, 1, 86400),
-        starvation_seconds=_number(parser, "--starvation-seconds", given.starvation_seconds, 0, 86400))
+        starvation_seconds=_number(parser, "--starvation-seconds", given.starvation_seconds, 0, 86400),
+        quarantine_seconds=_number(parser, "--quarantine-seconds", given.quarantine_seconds, 0, 86400))
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from trainyard.controller import snapshot
 from trainyard.controller.admission import admit, classify, load
 from trainyard.controller.apply import Applier, NameInUse, planned_pods
 from trainyard.controller.cluster import OURS, Cluster
-from trainyard.controller.events import Events
+from trainyard.controller.events import Events, subject
 from trainyard.controller.metrics import Metrics
 from trainyard.controller.queue import Conflict
 from trainyard.controller.snapshot import Memory
@@ -150,7 +150,7 @@ class Reconciler:
         except ApiError as error:
             if not error.transient and not error.conflict:  # nobody would see it otherwise: the status is not written
                 reason, _ = classify(error)
-                await self._events.send(job, "Warning", f"Failed{reason}" if reason == "QuotaExceeded" else
+                await self._events.send(subject(job), "Warning", f"Failed{reason}" if reason == "QuotaExceeded" else
                                         "FailedApply", f"The API server says: {error.message}")
             raise
 
@@ -161,7 +161,7 @@ class Reconciler:
             await self._write_status(job, after)
         self._metrics.count_plan(plan.metrics)
         for event in plan.events:
-            await self._events.send(job, event.type, event.reason, event.message)
+            await self._events.send(subject(job), event.type, event.reason, event.message)
 
     async def _write_status(self, job: JobView, status: dict[str, object]) -> None:
         """Replace the status of exactly the object that was judged: the patch carries its resource version."""

@@ -10,6 +10,15 @@ from trainyard.placement.books import DevicesView, DeviceView
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A fault at a level that takes a device out of use, now or in the last day."""
+
+    code: str
+    began: str  # RFC 3339
+    ended: str = ""  # empty: it is there
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """How one device is."""
 
@@ -19,8 +28,7 @@ class Device:
     level: Level | None = None  # how bad that is
     text: str = ""  # what it means
     network: bool = True  # its link to other nodes works
-    since: str = ""  # RFC 3339: when this health began
-    faults: int = 0  # in the last 24 hours
+    failures: tuple[Failure, ...] = ()  # oldest first
     probation: str = ""  # RFC 3339: it works again and takes new work after this
     quarantined: bool = False  # an order keeps new work off it
     pod: str = ""  # namespace/name of the pod that holds it; told a few seconds late
@@ -112,4 +120,16 @@ def _trouble(told: Accelerators, allocatable: Mapping[str, int], agent_ready: bo
 def _device_view(device: Device) -> DeviceView:
     return DeviceView(
         id=device.id, ring=device.ring, module=device.module, free=not device.pod, usable=device.usable,
-        sub_healthy=device.level == "SubHealthFault", network=device.network)
+        sub_healthy=device.level == "SubHealthFault", network=device.network, holder=device.pod,
+        fault=_fault(device))
+
+
+def _fault(device: Device) -> str:
+    """What is wrong with it, in as few words as a list of many devices can bear."""
+    if told := " ".join(part for part in (device.code, device.level or "") if part):
+        return told
+    if device.quarantined:
+        return "quarantined"
+    if device.probation:
+        return "on probation"
+    return {"Unhealthy": "unhealthy", "Unknown": "its health cannot be read"}.get(device.health, "")

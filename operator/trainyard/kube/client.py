@@ -24,6 +24,7 @@ Object = dict[str, Any]
 APPLY = "application/apply-patch+yaml"
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 
 _CONNECT_SECONDS = 5.0
 _SILENCE_SECONDS = 150.0  # a watch gets a bookmark a minute; silence for longer is a dead connection

@@ -3,15 +3,15 @@ devices, and a node writes again whenever a pod takes or leaves one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from sys import intern
 from typing import Any, cast
 
-from trainyard.api.devices import LEVELS, Level
-from trainyard.fleet.devices import Accelerators, Device, Order
+from trainyard.api.devices import LEVELS, MILD, Level
+from trainyard.api.times import moment
+from trainyard.fleet.devices import Accelerators, Device, Failure, Order
 from trainyard.kube.client import Object
-from trainyard.kube.times import instant
 
 _ENDING_SECONDS = 60.0  # clocks of nodes may differ by so much
 
@@ -45,16 +45,20 @@ def _device(facts: Mapping[str, Any], told: Mapping[str, Any] | None, kept_out: 
     made = Device(
         id=name, health=intern(str(said.get("health") or "Unknown")), code=intern(str(said.get("code") or "")),
         level=cast(Level, intern(level)) if level in LEVELS else None, text=intern(str(said.get("text") or "")),
-        network=bool(said.get("network", True)), since=str(said.get("since") or ""),
-        faults=int(said.get("faults") or 0), probation=str(said.get("probation") or ""),
-        quarantined=bool(said.get("quarantined")) or name in kept_out, pod=str(said.get("pod") or ""),
-        ring=int(facts.get("ring") or 0), module=int(facts.get("module") or 0))
+        network=bool(said.get("network", True)), failures=_failures(said.get("history") or ()),
+        probation=str(said.get("probation") or ""), quarantined=bool(said.get("quarantined")) or name in kept_out,
+        pod=str(said.get("pod") or ""), ring=int(facts.get("ring") or 0), module=int(facts.get("module") or 0))
     return known[name] if known.get(name) == made else made
+
+
+def _failures(history: Sequence[Mapping[str, Any]]) -> tuple[Failure, ...]:
+    return tuple(Failure(intern(str(each["code"])), str(each["began"]), str(each.get("ended") or ""))
+                 for each in history if each.get("level") not in MILD)
 
 
 def _lasts(order: Order) -> bool:
     """Whether the order surely counts now. When it is about to end, the agent says whether it still does."""
-    until = instant(order.until)
+    until = moment(order.until)
     return until is None or until > datetime.now(UTC) + timedelta(seconds=_ENDING_SECONDS)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from trainyard.api.job import Avoid, DeviceFault
+from trainyard.fleet.blame import BLAME_DEVICES, BLAME_SECONDS, codes_to_blame
 from trainyard.fleet.devices import Device
 from trainyard.plan.conditions import shorten
 from trainyard.plan.losses import active
@@ -20,8 +21,6 @@ SAY_SECONDS = 1.0  # kubelet may tell of a fault before NodeDevices says how bad
 AVOID_SECONDS = 600.0  # the node of a faulty device is used when there is no other; the device itself is the agent's
 LEAST_SECONDS = 10.0  # an entry of status.avoid is shown at least this long
 NO_CODE = "kubelet says that it is unhealthy"
-BLAME_DEVICES = 3  # the same code on so many devices within BLAME_SECONDS counts against the job
-BLAME_SECONDS = 24 * 3600.0
 REFUND_SECONDS = 60.0  # a rank may fail of its device before anybody has noticed the device
 KEPT = 64  # of status.deviceFaults
 
@@ -64,14 +63,6 @@ def devices(turn: Turn) -> Turn:
 def blamed_codes(turn: Turn) -> frozenset[str]:
     """Codes that this job has raised on so many devices that they count against it."""
     return codes_to_blame(turn.status.device_faults)
-
-
-def codes_to_blame(known: list[DeviceFault]) -> frozenset[str]:
-    """Codes seen on BLAME_DEVICES different devices."""
-    seen: dict[str, set[tuple[str, str]]] = {}
-    for fault in known:
-        seen.setdefault(fault.code, set()).add((fault.node, fault.device))
-    return frozenset(code for code, places in seen.items() if len(places) >= BLAME_DEVICES)
 
 
 def _broken(turn: Turn, index: int, pod: PodView) -> tuple[list[Broken], float]:

@@ -9,7 +9,7 @@ from trainyard.fleet.devices import Accelerators, Device
 
 RESOURCE = "huawei.com/Ascend910"
 BAD: dict[str, Any] = {
-    "health": "Unhealthy", "code": "80E18005", "level": "RestartNPU", "text": "HBM error", "faults": 1,
+    "health": "Unhealthy", "code": "80E18005", "level": "RestartNPU", "text": "HBM error",
 }  # fmt: skip
 
 

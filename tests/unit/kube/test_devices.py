@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from trainyard.api.devices import Device, DeviceStatus, NodeDevicesSpec, NodeDevicesStatus, Order
+from trainyard.api.devices import Device, DeviceStatus, FaultRecord, NodeDevicesSpec, NodeDevicesStatus, Order
 from trainyard.api.devices import NodeCondition as Condition
 from trainyard.controller.cluster import Cluster
+from trainyard.fleet.devices import Failure
 from trainyard.kube import views
 from trainyard.kube.client import Client, Object
 from trainyard.kube.devices import accelerators
@@ -38,14 +39,16 @@ def told(*devices: DeviceStatus, orders: tuple[Order, ...] = (), version: int = 
 
 def test_what_is_kept_of_it() -> None:
     bad = DeviceStatus(id="d1", health="Unhealthy", code="80E18005", level="RestartNPU", text="HBM", network=False,
-                       since=stamp(NOW), faults=2, pod="a/j-3-2")
+                       since=stamp(NOW), faults=2, pod="a/j-3-2", history=[
+                           FaultRecord(code="80E18005", level="RestartNPU", began="2026-01-01T00:00:00Z"),
+                           FaultRecord(code="1", level="SubHealthFault", began="2026-01-01T00:00:00Z")])
     kept = accelerators(told(bad))
     assert (kept.node, kept.resource, kept.model, kept.pool) == ("n1", RESOURCE, "910A", (RESOURCE, "910A"))
     assert (kept.super_pod, kept.rack, kept.ready) == ("s1", "r1", True)
     device = kept.device("d1")
     assert device is not None
-    assert (device.code, device.level, device.faults, device.pod, device.network) == (
-        "80E18005", "RestartNPU", 2, "a/j-3-2", False)
+    assert (device.code, device.level, device.pod, device.network) == ("80E18005", "RestartNPU", "a/j-3-2", False)
+    assert device.failures == (Failure("80E18005", "2026-01-01T00:00:00Z"),)
     assert (device.stops, device.usable, device.words) == (True, False, "80E18005, RestartNPU: HBM")
     assert [each.ring for each in kept.devices] == [0, 0, 1, 1]
 
@@ -153,6 +156,11 @@ def test_placement_reads_it_with_the_node(seen: Seen) -> None:
     view = seen.cluster.node_views["n1"].devices
     assert view is not None
     assert (view.resource, view.model, view.super_pod, view.rack, view.known) == (RESOURCE, "910A", "s1", "r1", True)
+    seen.cluster.devices.put(told(DeviceStatus(
+        id="d1", health="Unhealthy", code="80E18005", level="RestartNPU", pod="a/x"), version=8))
+    taken = seen.cluster.node_views["n1"].devices
+    assert taken is not None
+    assert (taken.devices[1].holder, taken.devices[1].fault) == ("a/x", "80E18005 RestartNPU")
     assert [(device.id, device.ring, device.free, device.usable) for device in view.devices] == [
         ("d0", 0, True, True), ("d1", 0, True, True), ("d2", 1, True, True), ("d3", 1, True, True)]
 

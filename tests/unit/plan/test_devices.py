@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from trainyard.api.job import DeviceFault
+from trainyard.fleet.blame import BLAME_DEVICES
 from trainyard.fleet.devices import Accelerators
 from trainyard.placement.books import Books, DevicesView
 from trainyard.plan.conditions import find
-from trainyard.plan.devices import BLAME_DEVICES, NO_CODE
+from trainyard.plan.devices import NO_CODE
 from trainyard.plan.times import stamp
 from trainyard.plan.types import CreatePod, DeletePod, PodDevice, PutWorld
 from unit.fleet.nodes import BAD, RESOURCE, but, node
