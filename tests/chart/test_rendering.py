@@ -23,6 +23,10 @@ EVERYTHING: dict[str, Any] = {
         {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway"}],
     "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
         {"weight": 1, "preference": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}]}},
+    "agent.enabled": True, "agent.backend": "simulated", "agent.simulated.nodes": {"*": {"model": "910A"}},
+    "agent.faultTable": {"codes": {"80E01801": {"level": "NotHandleFault"}}}, "agent.nodeSelector": {"npu": "yes"},
+    "agent.podLabels": {"team": "a"}, "agent.podAnnotations": {"b": "c"}, "agent.extraEnv": [
+        {"name": "TZ", "value": "UTC"}],
 }
 NOTHING: dict[str, Any] = {
     "crds.install": False, "rbac.aggregate": False, "policies.enabled": False, "podDisruptionBudget.enabled": False,
@@ -91,6 +95,9 @@ def test_every_exception_of_checkov_has_its_reason() -> None:
     ({"operator.workers": 0}, "minimum"),
     ({"networkPolicy.apiServer.ports": []}, "minItems"),
     ({"fullnameOverride": "Trainyard"}, "does not match pattern"),
+    ({"agent.backend": "nvidia"}, "value must be one of"),
+    ({"agent.simulated.nodes": {"node-1": {"count": 3}}}, "missing property 'model'"),
+    ({"agent.simulated.hostPath": "devices.yaml"}, "does not match pattern"),
 ])
 def test_a_wrong_value_is_refused_by_name(given: dict[str, Any], words: str) -> None:
     with pytest.raises(HelmError, match=re.escape(words)):
@@ -146,6 +153,48 @@ def test_the_operator_understands_its_environment(monkeypatch: pytest.MonkeyPatc
     assert options.trainer_image != defaults.trainer_image
     read = {"POD_NAME", "POD_NAMESPACE", "TZ", *_flags()}
     assert {entry["name"] for entry in container(render(EVERYTHING))["env"]} <= read
+
+
+def agent(given: dict[str, Any]) -> dict[str, Any]:
+    return one(render({"agent.enabled": True} | given), "DaemonSet")["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+
+
+def test_the_agent_understands_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainyard.agent.options import parse
+
+    spec = agent({"agent.backend": "simulated", "agent.simulated.hostPath": "/srv/devices/npus.yaml",
+                  "agent.faultTable": {"codes": {}}, "agent.resource": "huawei.com/npu", "agent.logLevel": "debug"})
+    for entry in spec["containers"][0]["env"]:
+        monkeypatch.setenv(entry["name"], entry.get("value", "node-7"))
+    options = parse([])
+    assert (options.node, options.backend, options.resource) == ("node-7", "simulated", "huawei.com/npu")
+    assert (options.runtime, options.log_level, options.port) == ("none", "DEBUG", 8080)
+    assert str(options.simulated_file) == "/etc/trainyard/simulated/npus.yaml"
+    assert str(options.fault_table) == "/etc/trainyard/faults/faults.yaml"
+    paths = {volume["name"]: volume.get("hostPath", {}).get("path") for volume in spec["volumes"]}
+    assert paths["simulated"] == "/srv/devices"
+
+
+def test_the_described_devices_are_ones_that_the_agent_takes() -> None:
+    from trainyard.agent.simulated import parse
+
+    config = next(item for item in render(EVERYTHING) if item["metadata"]["name"].endswith("-agent-simulated"))
+    entry = parse(config["data"]["devices.yaml"]).of("any", {})
+    assert entry is not None
+    assert len(entry.all("any")) == 8
+    assert parse(next(item for item in render({"agent.enabled": True, "agent.backend": "simulated"})
+                      if item["kind"] == "ConfigMap")["data"]["devices.yaml"]).nodes == {}
+
+
+@pytest.mark.parametrize(("backend", "privileged"), [
+    ("auto", True), ("npu-smi", True), ("observe", False), ("simulated", False)])
+def test_the_agent_is_privileged_only_where_it_talks_to_a_driver(backend: str, privileged: bool) -> None:
+    spec = agent({"agent.backend": backend})
+    security = spec["containers"][0]["securityContext"]
+    assert security.get("privileged", False) == privileged
+    assert security["readOnlyRootFilesystem"]
+    assert privileged or security["capabilities"] == {"drop": ["ALL"]}
+    assert ("driver" in {volume["name"] for volume in spec["volumes"]}) == privileged
 
 
 def test_replicas_keep_apart_unless_told_otherwise() -> None:

@@ -40,7 +40,7 @@ def installed() -> Iterator[ApiServer]:
     try:
         with run_apiserver() as server:
             helm("install", "trainyard", str(CHART), "--namespace", NAMESPACE, "--create-namespace",
-                 kubeconfig=server.kubeconfig)
+                 "--set", "agent.enabled=true,agent.backend=simulated", kubeconfig=server.kubeconfig)
             server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
             _wait_for_policies(server)
             yield server

@@ -164,6 +164,21 @@ def test_a_worker_may(rest: Rest, resource: str, group: str) -> None:
     assert verbs(rest, WORKER, resource, group, "") == set()
 
 
+AGENT = f"system:serviceaccount:{OPERATOR_NAMESPACE}:trainyard-agent"
+AGENT_MAY = {
+    ("nodedevices", OURS): READ | {"create", "patch", "delete"}, ("nodedevices/status", OURS): {"patch"},
+    ("nodes", ""): {"get"},
+}
+
+
+@pytest.mark.parametrize(("resource", "group"), [
+    *AGENT_MAY, *sorted(NOBODY), ("trainingjobs", OURS), ("worlds", OURS), ("reports", OURS), ("pods", ""),
+    ("configmaps", ""), ("events", ""),
+])
+def test_an_agent_may(rest: Rest, resource: str, group: str) -> None:
+    assert verbs(rest, AGENT, resource, group, "") == AGENT_MAY.get((resource, group), set())
+
+
 @pytest.mark.parametrize(("role", "resource", "may"), [
     ("view", "trainingjobs", READ), ("view", "trainingjobs/status", READ), ("view", "reports", READ),
     ("view", "worlds", set()), ("edit", "trainingjobs", WRITE), ("edit", "trainingjobs/status", set()),

@@ -98,7 +98,7 @@ class Yard:
 
     def operator_pods(self) -> list[Object]:
         """The operator's pods that are not on their way out, raw."""
-        found = self.api.core.list_namespaced_pod(SYSTEM, label_selector="app.kubernetes.io/name=trainyard")
+        found = self.api.core.list_namespaced_pod(SYSTEM, label_selector="app.kubernetes.io/component=operator")
         pods = self.api.client.sanitize_for_serialization(found)["items"]
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 

@@ -37,3 +37,45 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion) -}}
 {{- end -}}
 {{- end -}}
+
+{{/* The agent's pods. */}}
+{{- define "trainyard.agent.selector" -}}
+app.kubernetes.io/name: trainyard
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: agent
+{{- end -}}
+
+{{- define "trainyard.agent.labels" -}}
+{{ include "trainyard.agent.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: trainyard
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "trainyard.agent.name" -}}
+{{- printf "%s-agent" (include "trainyard.fullname" .) -}}
+{{- end -}}
+
+{{/* What reaches the pods of a release, and what they reach: of a NetworkPolicy's spec. */}}
+{{- define "trainyard.network" -}}
+{{- with .Values.networkPolicy -}}
+policyTypes: [Ingress, Egress]
+ingress:
+- ports:
+  - {port: http, protocol: TCP}
+  from: {{- .metricsFrom | default (list (dict "namespaceSelector" dict)) | toYaml | nindent 2 }}
+egress:
+- ports:
+  - {port: 53, protocol: UDP}
+  - {port: 53, protocol: TCP}
+- ports:
+  {{- range .apiServer.ports }}
+  - {port: {{ . }}, protocol: TCP}
+  {{- end }}
+  to:
+  {{- range .apiServer.cidrs }}
+  - ipBlock: {cidr: {{ . | quote }}}
+  {{- end }}
+{{- end -}}
+{{- end -}}

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from trainyard.api.devices import Device, Level
 
 Severity = Literal["", "minor", "major", "critical"]
+BackendName = Literal["simulated", "npu-smi", "observe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Unreadable(Exception):
 class Backend(Protocol):
     """Where facts and health come from."""
 
-    name: Literal["simulated", "npu-smi", "observe"]
+    name: BackendName
 
     def readings(self) -> AsyncIterator[Reading | Unreadable]:
         """What is, now: at once, at every change, and again at least every 5 s as a proof that it is still looked at.

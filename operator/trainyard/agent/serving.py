@@ -1,0 +1,104 @@
+"""What kubelet is told of the devices, and what a container gets with them. Pure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trainyard.agent.types import Facts
+from trainyard.api.devices import MILD, Device, DeviceStatus, takes_new_work
+from trainyard.placement.rings import choose
+
+Runtime = Literal["ascend", "plain", "none"]
+"""How devices get into a container: `ascend` by ascend-docker-runtime, which reads an environment variable; `plain` by
+device nodes and mounts; `none`: only the variable, for simulated devices, which have no nodes."""
+
+_COMMON_NODES = ("/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
+_DRIVER = ("/usr/local/Ascend/driver/lib64", "/usr/local/Ascend/driver/include", "/usr/local/dcmi",
+           "/usr/local/bin/npu-smi")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One device as kubelet is told of it."""
+
+    device: Device
+    healthy: bool  # what ListAndWatch says, and whether a container that has it may start
+    grantable: bool  # whether a new pod may have it
+    why: str = ""  # why not
+    mild: bool = False  # it works, with a mild fault or without its link to other nodes: the last choice
+
+
+def serve(facts: Facts, statuses: Iterable[DeviceStatus], before: Mapping[str, Served]) -> dict[str, Served]:
+    """What kubelet is told, by device id, given what it was told before.
+
+    Unknown health, a quarantine and a probation keep new work off and leave running work alone. kubelet knows only two
+    words, and whoever reads a pod's `allocatedResourcesStatus` takes "Unhealthy" for a reason to move the pod. So such
+    a device is Unhealthy to kubelet only while no pod holds it; a held one keeps its word, since kubelet will not give
+    it to a second pod. Should its pod end before that is noticed, `Allocate` refuses it.
+
+    A device that is known no longer stays in the list as Unhealthy: kubelet believes the last word about what is left
+    out.
+    """
+    by_id = {status.id: status for status in statuses}
+    served = {}
+    for device in facts.devices:
+        status = by_id.get(device.id) or DeviceStatus(id=device.id, health="Unknown")
+        served[device.id] = _serve(device, status)
+    for name, old in before.items():
+        if name not in served:
+            served[name] = Served(old.device, False, False, f"{name} is no longer among the node's devices")
+    return served
+
+
+def _serve(device: Device, status: DeviceStatus) -> Served:
+    why = _obstacle(status)
+    if not why:
+        return Served(device, True, True, mild=status.level in MILD or not status.network)
+    return Served(device, status.health != "Unhealthy" and bool(status.pod), False, why)
+
+
+def _obstacle(status: DeviceStatus) -> str:
+    """Why a new pod may not have the device; empty if it may."""
+    if status.health == "Unknown":
+        return f"the health of {status.id} cannot be read" + (f": {status.text}" if status.text else "")
+    if status.quarantined:
+        return f"{status.id} is quarantined"
+    if status.health == "Unhealthy" or not takes_new_work(status.level):
+        words = " ".join(word for word in (status.code, status.level or "", status.text) if word)
+        return f"{status.id} is unhealthy" + (f": {words}" if words else "")
+    if status.probation:
+        return f"{status.id} is on probation until {status.probation}"
+    return ""
+
+
+def prefer(model: str, served: Mapping[str, Served], available: Collection[str], must_include: Collection[str],
+           count: int) -> list[str]:
+    """Which `count` of the available devices a container should get; those with a mild fault only if it must be. Empty
+    if nothing can be said."""
+    devices = [each.device for each in served.values()]
+    return choose(model, devices, available, must_include, count, [name for name in served if served[name].mild])
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a container gets with its devices."""
+
+    environment: dict[str, str]
+    nodes: tuple[str, ...] = ()  # device nodes, at the same path on both sides
+    mounts: tuple[str, ...] = field(default=())  # read-only, at the same path on both sides
+
+
+def grant(devices: Sequence[Device], runtime: Runtime, exists: Callable[[str], bool] = os.path.exists) -> Grant:
+    """What a container gets with these devices. ASCEND_RT_VISIBLE_DEVICES is left alone: it counts devices inside the
+    container, and physical numbers in it hide them all."""
+    physical = sorted(device.physical for device in devices)
+    visible = {"ASCEND_VISIBLE_DEVICES": ",".join(map(str, physical))}
+    if runtime == "none":
+        return Grant(visible)
+    if runtime == "ascend":
+        return Grant(visible | {"ASCEND_RUNTIME_OPTIONS": ""})
+    nodes = (*(f"/dev/davinci{number}" for number in physical), *_COMMON_NODES)
+    return Grant(visible, nodes, tuple(path for path in _DRIVER if exists(path)))
