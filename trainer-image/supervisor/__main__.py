@@ -11,10 +11,12 @@ from typing import List, Mapping, Optional, Tuple
 
 from supervisor.events import Member, Terminate
 from supervisor.failures import CONFIGURATION
+from supervisor.ranktable import VERSIONS, wants_table
 
 SET_CHILD_SUBREAPER = 36  # prctl
 REQUIRED = ("TRAINYARD_JOB", "TRAINYARD_JOB_UID", "TRAINYARD_NAMESPACE", "TRAINYARD_POD", "TRAINYARD_POD_UID",
             "TRAINYARD_POD_IP", "TRAINYARD_INDEX", "TRAINYARD_INCARNATION", "TRAINYARD_NUM_PROC")
+RUNTIMES = ("torch", "mindspore")
 USAGE = "usage: supervisor -- PROGRAM [ARGUMENT...]"
 
 
@@ -30,11 +32,18 @@ def member(environment: Mapping[str, str]) -> Member:
             raise ValueError(f"{name} is {text!r}, expected a whole number of at least {least}")
         return int(text)
 
+    runtime = environment.get("TRAINYARD_RUNTIME", "torch")
+    if runtime not in RUNTIMES:
+        raise ValueError(f"TRAINYARD_RUNTIME is {runtime!r}, expected one of {', '.join(RUNTIMES)}")
+    version = environment.get("RANK_TABLE_VERSION", "")
+    if version not in VERSIONS:
+        raise ValueError(f"RANK_TABLE_VERSION is {version!r}, expected one of {', '.join(filter(None, VERSIONS))}")
     return Member(
         job=environment["TRAINYARD_JOB_UID"], pod=environment["TRAINYARD_POD"],
         pod_uid=environment["TRAINYARD_POD_UID"], pod_ip=environment["TRAINYARD_POD_IP"],
         index=whole("TRAINYARD_INDEX", 0), incarnation=whole("TRAINYARD_INCARNATION", 1),
         ranks=whole("TRAINYARD_NUM_PROC", 1), grace=float(whole("TRAINYARD_GRACE", 0, "30")),
+        runtime=runtime, rank_table=wants_table(environment),
     )
 
 

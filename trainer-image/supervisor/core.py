@@ -64,6 +64,7 @@ class Core(Master):
         self._exits, self._failure, self._forced = {}, None, False
         self._saved, self._saved_step = False, None
         self._missing = []
+        self._pending = None
         self._do(e.DropReport())
         self._report.begin(run)
         self._port = self._free_port() if self.me.index == 0 else 0
@@ -118,7 +119,9 @@ class Core(Master):
                 self._store = "opening"
                 self._do(e.OpenStore(world.token))
             if self.gang is None:
-                self.gang = Gang(world, self.me.pod_ip)
+                self.gang = Gang(world, self.me.pod_ip, self.me.ranks, self.me.rank_table)
+                if self.gang.tables is not None and self._basket.table:
+                    self.gang.tables.put(self._basket.table)  # what most members have from the last master
                 self._do(e.PrepareStore(self.gang.run))
             elif self.gang.advance(world):
                 self._timers.pop("missing", None)
@@ -193,19 +196,38 @@ class Core(Master):
             return
         if gang.run != self.run:
             return
-        if gang.start is not None and self.state == "join" and not self.alive and self.world.phase == "Run":
-            self._start(gang.start)
+        if gang.start is not None:
+            self._pending = gang.start
+            self._try_start()
         if gang.ended != self.ended:
             self.ended = gang.ended
             self._check_done()
             self._check_drained()
+
+    def _try_start(self) -> None:
+        """Start once the rank table is here. Asked for again with every word of the master, in case one got lost."""
+        start = self._pending
+        if start is None or self.state != "join" or self.alive or self.world is None or self.world.phase != "Run":
+            return
+        if start.table and start.table != self._basket.have:
+            self._do(e.AskTable(start.table, *self._basket.ask(start.table)))
+        else:
+            self._pending = None
+            self._start(start)
+
+    def _table_part(self, event: e.TablePart) -> None:
+        wanted = self._pending.table if self._pending is not None else ""
+        if event.part.table == wanted != self._basket.have and self._basket.ask(wanted)[1] == event.part.at:
+            self._basket.take(event.part)  # another one was asked for twice, or is for an earlier run
+            self._try_start()
 
     # Ranks ------------------------------------------------------------------------------------------------------------
 
     def _start(self, start: e.Start) -> None:
         assert self.world is not None
         self.state, self.alive = "run", True
-        self._do(e.StartRanks(self.run, start, self.world.size, self.world.restarts + self.run[1]))
+        table = self._basket.table if start.table else ()
+        self._do(e.StartRanks(self.run, start, self.world.size, self.world.restarts + self.run[1], table))
         self._send_status()
         if self.terminating:
             self._check_drained()
@@ -215,17 +237,32 @@ class Core(Master):
             return
         assert self.world is not None
         exit_ = event.exit
+        if event.local_rank == self.me.ranks and self._only_scheduler():
+            exit_ = e.Exit(exit_.rank, 0)  # its word has no weight once the ranks have ended
         self._exits[event.local_rank] = exit_
         counts = exit_.code not in (0, 75) and not self._forced
         if counts and (self._failure is None or (exit_.root and not self._failure.root)):
             self._failure = exit_
-        if len(self._exits) == self.me.ranks:
+        if len(self._exits) == self.me.processes:
             self._all_exited()
         elif self._failure is not None:
             if self._failure.root:
                 self._failed()
             elif "settle" not in self._timers:
                 self._set_timer("settle", SETTLE)
+        elif self._only_scheduler():  # ranks on other pods still need it to take their leave
+            self._set_timer("scheduler", DONE_WITHIN)
+
+    def _only_scheduler(self) -> bool:
+        """The ranks have ended well, MindSpore's scheduler has not."""
+        return (self.me.processes > self.me.ranks == len(self._exits) and self.me.ranks not in self._exits
+                and self._failure is None)
+
+    def _scheduler_over(self) -> None:
+        if self.state == "run" and self._only_scheduler():
+            self._log("MindSpore's scheduler has not ended by itself: it is stopped")
+            self._exits[self.me.ranks] = e.Exit(self.me.index * self.me.ranks, 0)
+            self._all_exited()
 
     def _all_exited(self) -> None:
         assert self.world is not None
@@ -253,7 +290,7 @@ class Core(Master):
 
     def _stop_rest(self) -> None:
         """The ranks have ended; what they left behind ends, too."""
-        for name in ("settle", "term", "kill"):
+        for name in ("settle", "term", "kill", "scheduler"):
             self._timers.pop(name, None)
         self._kill_ranks()
         self._send_status()
@@ -315,10 +352,13 @@ class Core(Master):
         self._check_drained()
 
     def _term(self) -> None:
+        if self._only_scheduler():
+            return self._scheduler_over()
         self._log("the ranks have not stopped in time")
         self._forced = True
         self._do(e.TermRanks())
         self._set_timer("kill", KILL_AFTER_TERM)
+        return None
 
     def _kill(self) -> None:
         self.state = "drained"
@@ -407,12 +447,13 @@ Core.HANDLERS = {
     e.WorldSeen: Core._world, e.WorldMissing: Core._missing_world, e.ApiLost: Core._api_lost, e.ApiBack: Core._api_back,
     e.Unauthorized: Core._unauthorized, e.StoreOpened: Core._store_opened, e.StoreReady: Core._store_ready,
     e.MemberHello: Core._member_hello, e.MemberStatus: Core._member_status, e.MemberBeat: Core._member_beat,
-    e.MemberGone: Core._member_gone, e.Linked: Core._linked, e.Unlinked: Core._unlinked, e.GangSeen: Core._gang_seen,
+    e.MemberAsks: Core._member_asks, e.MemberGone: Core._member_gone, e.Linked: Core._linked,
+    e.Unlinked: Core._unlinked, e.GangSeen: Core._gang_seen, e.TablePart: Core._table_part,
     e.RankExited: Core._rank_exited, e.RanksGone: Core._ranks_gone, e.ProgressSeen: Core._progress,
     e.Terminate: Core._terminate, e.Timer: Core._timer,
 }
 Core.TIMERS = {
     "settle": Core._failed, "hold": Core._hold_over, "term": Core._term, "kill": Core._kill, "leave": Core._grace_over,
     "missing": Core._missing_now, "local": Core._local, "done": Core._done, "early": Core._early,
-    "progress": Core._progress_now,
+    "progress": Core._progress_now, "scheduler": Core._scheduler_over,
 }

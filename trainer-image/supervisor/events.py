@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
+from supervisor.ranktable import Part, Table
+
 PROTOCOL = 1
 PHASES = {"Run": 0, "Drain": 1, "Done": 2}  # the order in which a generation can pass through them
 
@@ -87,6 +89,13 @@ class Member:
     incarnation: int
     ranks: int  # processes in this pod
     grace: float  # seconds between SIGTERM and SIGKILL of this pod
+    runtime: str = "torch"  # torch | mindspore
+    rank_table: bool = False  # the ranks want HCCL's
+
+    @property
+    def processes(self) -> int:
+        """Ranks, and MindSpore's scheduler beside rank 0; its local rank is the one after the last."""
+        return self.ranks + int(self.runtime == "mindspore" and self.index == 0)
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,7 @@ class Hello:
     index: int
     incarnation: int
     pod_uid: str
+    place: str = ""  # its devices, see ranktable.py; empty: not known
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,7 @@ class Start:
     host: str
     port: int
     agent_store: bool  # True: a TCPStore already listens there
+    table: str = ""  # digest of the rank table; empty: there is none
 
 
 @dataclass(frozen=True)
@@ -215,6 +226,16 @@ class MemberBeat:
 
 
 @dataclass(frozen=True)
+class MemberAsks:
+    """A member that has the rank table `have` wants `table`, from byte `at` on."""
+
+    connection: int
+    table: str
+    have: str
+    at: int
+
+
+@dataclass(frozen=True)
 class MemberGone:
     connection: int
 
@@ -232,6 +253,13 @@ class Unlinked:
 @dataclass(frozen=True)
 class GangSeen:
     gang: GangState
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """A piece of the rank table."""
+
+    part: Part
 
 
 @dataclass(frozen=True)
@@ -265,7 +293,8 @@ class Timer:
 
 Event = Union[
     WorldSeen, WorldMissing, ApiLost, ApiBack, Unauthorized, StoreOpened, StoreReady, MemberHello, MemberStatus,
-    MemberBeat, MemberGone, Linked, Unlinked, GangSeen, RankExited, RanksGone, ProgressSeen, Terminate, Timer,
+    MemberBeat, MemberAsks, MemberGone, Linked, Unlinked, GangSeen, TablePart, RankExited, RanksGone, ProgressSeen,
+    Terminate, Timer,
 ]
 
 # Actions --------------------------------------------------------------------------------------------------------------
@@ -277,6 +306,7 @@ class StartRanks:
     start: Start
     size: int  # members
     restarts: int
+    table: Table = ()
 
 
 @dataclass(frozen=True)
@@ -339,6 +369,23 @@ class Tell:
 
 
 @dataclass(frozen=True)
+class SendPart:
+    """A piece of the rank table to a member's connection."""
+
+    connection: int
+    part: Part
+
+
+@dataclass(frozen=True)
+class AskTable:
+    """Ask the master for a rank table."""
+
+    table: str
+    have: str
+    at: int
+
+
+@dataclass(frozen=True)
 class Refuse:
     """Tell a member's connection why and close it."""
 
@@ -383,5 +430,5 @@ class Leave:
 
 Action = Union[
     StartRanks, KillRanks, TermRanks, TouchDrain, OpenStore, CloseStore, PrepareStore, Link, Unlink, SendStatus, Tell,
-    Refuse, WriteReport, DropReport, ReadWorld, TerminationMessage, Log, Leave,
+    SendPart, AskTable, Refuse, WriteReport, DropReport, ReadWorld, TerminationMessage, Log, Leave,
 ]

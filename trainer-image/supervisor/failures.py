@@ -28,6 +28,7 @@ CONSEQUENCES = [
     r"\bProcessGroup(?:NCCL|Gloo|HCCL|XCCL|MPI|Wrapper)?\b.*(?:timed? ?out|timeout|abort|terminat|exception|heartbeat)",
     r"Watchdog caught collective operation timeout",  # NCCL, HCCL
     r"\bHCCL\b.*(?:error|timed? ?out|timeout|abort|fail)|\bHCCL_E_\w+|\bEI00(?:02|04|05|06|11)\b",  # Ascend
+    r"number of timed out node is|abnormal compute graph node",  # MindSpore's scheduler
     r"socket (?:times? ?out|timeout|disconnect)",  # HCCL
 ]
 # Stronger than the above: the cause is here, whatever the message goes on to say.
@@ -36,6 +37,7 @@ ROOTS = [
     r"device-side assert|illegal memory access|\bXid\b|uncorrectable ECC|hardware error|device fault|"
     r"\bECC\b.*error|CUDA error(?!.*NCCL)|\b507\d{3}\b|AI ?Core.*(?:error|exception)",
 ]
+ENDED_ITSELF = "Kill this process with SIGTERM"  # MindSpore, when its cluster has lost somebody
 CONSEQUENCE = re.compile("|".join(CONSEQUENCES), re.IGNORECASE)
 ROOT = re.compile("|".join(ROOTS), re.IGNORECASE)
 
@@ -106,6 +108,8 @@ def judge(code: int, lines: Sequence[str], errors: Sequence[str], error_file: st
     said = recorded.message.strip() if recorded is not None else ""
     if code < 0:
         name = signal_name(code)
+        if code == -signal.SIGTERM and any(ENDED_ITSELF in line for line in lines[-20:]):
+            return Verdict(False, f"{name}: MindSpore missed a peer", text)
         if code != -signal.SIGABRT:
             return Verdict(True, f"{name} (out of memory)" if oom else name, text)
         cause = said or exception_line(errors) or last_line(errors)

@@ -6,6 +6,7 @@ import collections
 from dataclasses import dataclass
 from typing import Counter, Dict, List, Optional, Tuple
 
+from supervisor import ranktable
 from supervisor.events import GangState, Hello, Run, Start, Status, StoreReady, World
 
 FINAL = ("finished", "drained")  # stay true when the member is gone
@@ -24,9 +25,12 @@ class Place:
 class Gang:
     """State of the members of one World generation and attempt."""
 
-    def __init__(self, world: World, host: str) -> None:
+    def __init__(self, world: World, host: str, ranks: int = 1, rank_table: bool = False) -> None:
         self.world = world
         self.host = host  # of the master's pod
+        self.tables: Optional[ranktable.Shelf] = ranktable.Shelf() if rank_table else None
+        self.no_table = ""  # why there is no rank table
+        self._ranks = ranks
         self.run: Run = (world.generation, 0)
         self.start: Optional[Start] = None
         self.ready: Optional[StoreReady] = None
@@ -121,18 +125,32 @@ class Gang:
     # What follows from it ---------------------------------------------------------------------------------------------
 
     def try_start(self) -> bool:
-        """True when all members have joined just now and know each other's place."""
+        """True when all members have joined just now and know each other's place. ranktable.Unusable if their devices
+        can never meet."""
         if self.start is not None or self.ready is None or self.ready.run != self.run:
             return False
         if self._counts[(self.run, "joining")] < self.world.size or self.rejoined():
             return False
         first = self._places[0].status
         assert first is not None
+        table = self._table()
         if self.ready.agent_store:
-            self.start = Start(self.host, self.ready.port, True)
-        else:  # then rank 0 makes the meeting point itself
-            self.start = Start(first.host, first.port, False)
+            self.start = Start(self.host, self.ready.port, True, table)
+        else:  # then rank 0, or MindSpore's scheduler beside it, makes the meeting point itself
+            self.start = Start(first.host, first.port, False, table)
         return True
+
+    def _table(self) -> str:
+        """The rank table of the members that are here; its digest."""
+        self.no_table = ""
+        if self.tables is None:
+            return ""
+        places = [self._places[index].hello.place for index in range(self.world.size)]
+        try:
+            return self.tables.put(ranktable.check(places, self._ranks))
+        except ranktable.Unknown as why:
+            self.no_table = str(why)
+            return ""
 
     def joined_any(self) -> bool:
         """Whether somebody waits for the others."""

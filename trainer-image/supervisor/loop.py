@@ -12,11 +12,12 @@ from types import FrameType
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence
 
 from supervisor import events as e
+from supervisor import ranktable
 from supervisor.api import Api
 from supervisor.core import Core
 from supervisor.forkserver import Forked, ForkServer
 from supervisor.logs import Logs
-from supervisor.ranks import Ranks, base_environment
+from supervisor.ranks import Ranks, base_environment, read
 from supervisor.store import StoreLink, StoreServer
 from supervisor.torchstore import TorchStore, free_port
 
@@ -46,7 +47,9 @@ class Loop:
                                  scratch, self._logs)
         self._forks_link: Optional[socket.socket] = None
         self._ranks = Ranks(program, me, environment, scratch, self._logs, self.post, self._protected, self._forks)
-        self._torch = TorchStore(me.pod_ip, program, lambda: free_port(six), self._logs.say)
+        self._torch = TorchStore(me.pod_ip, program, lambda: free_port(six), self._logs.say, me.runtime == "torch")
+        self._environment = environment
+        self._place_told = ""
         self._torch_link: Optional[socket.socket] = None
         self._api = Api(environment, self.post, self._logs.say)
         self._server: Optional[StoreServer] = None
@@ -206,9 +209,30 @@ class Loop:
 
     def _connect(self, action: e.Link) -> None:
         self._unlink(e.Unlink())
-        self._link = StoreLink(self._selector, action, self._me, self.post, self._logs.say)
+        self._link = StoreLink(self._selector, action, self._me, self._place, self.post, self._logs.say)
         if self._status is not None:
             self._link.send(self._status)
+
+    def _place(self) -> str:
+        """What is known of this pod's devices at this moment: an annotation may come later than the pod."""
+        if not self._me.rank_table:
+            return ""
+        try:
+            annotation = read(ranktable.ANNOTATION_FILE).decode("utf-8", "replace")
+            return ranktable.place_of(self._environment, annotation) or ""
+        except ValueError as error:
+            if str(error) != self._place_told:
+                self._place_told = str(error)
+                self._logs.say(f"this pod's devices are not known: {error}")
+            return ""
+
+    def _ask(self, action: e.AskTable) -> None:
+        if self._link is not None:
+            self._link.ask(action)
+
+    def _send_part(self, action: e.SendPart) -> None:
+        if self._server is not None:
+            self._server.send_part(action.connection, action.part)
 
     def _unlink(self, _action: e.Unlink) -> None:
         if self._link is not None:
@@ -255,6 +279,8 @@ ACTIONS: Dict[type, Callable[[Loop, Any], None]] = {
     e.Unlink: Loop._unlink,
     e.SendStatus: Loop._send_status,
     e.Tell: Loop._tell,
+    e.AskTable: Loop._ask,
+    e.SendPart: Loop._send_part,
     e.Refuse: Loop._refuse,
     e.WriteReport: lambda loop, action: loop._api.write(action.spec),
     e.DropReport: lambda loop, _: loop._api.drop(),

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from supervisor import events as e
 from supervisor.gang import Gang
+from supervisor.ranktable import Basket
 from supervisor.report import Report
 
 
@@ -50,6 +51,8 @@ class Machine:
         self._missing: List[int] = []
         self._status: Optional[e.Status] = None
         self._port = 0
+        self._basket = Basket()  # the rank table
+        self._pending: Optional[e.Start] = None  # waits for its rank table
         self._progress_at = float("-inf")
         self._warned: Dict[str, None] = {}
         self._out: List[e.Action] = []

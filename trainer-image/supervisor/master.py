@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from supervisor import events as e
+from supervisor import ranktable
+from supervisor.failures import CONFIGURATION
 from supervisor.gang import Gang
 from supervisor.machine import Machine
 
@@ -38,6 +40,13 @@ class Master(Machine):
                 self._do(e.ReadWorld())
             self._do(e.Tell(event.connection, self.gang.state_for(event.connection)))
 
+    def _member_asks(self, event: e.MemberAsks) -> None:
+        gang = self.gang
+        if gang is not None and gang.tables is not None and event.connection in gang.connections():
+            part = gang.tables.part(event.table, event.have, event.at)
+            if part is not None:  # else a newer run is about to be told
+                self._do(e.SendPart(event.connection, part))
+
     def _member_gone(self, event: e.MemberGone) -> None:
         if self.gang is not None:
             self.gang.gone(event.connection)
@@ -61,8 +70,12 @@ class Master(Machine):
         gang, world = self.gang, self.world
         if gang is None or world is None or gang.run[0] != world.generation:
             return
-        if world.phase == "Run" and gang.try_start():
-            self._formed(gang)
+        if world.phase == "Run":
+            try:
+                if gang.try_start():
+                    self._formed(gang)
+            except ranktable.Unusable as error:
+                self._break(str(error), error.index, CONFIGURATION)
         if world.phase == "Run" and gang.joined_any():
             if "missing" not in self._timers:
                 self._set_timer("missing", world.join_seconds)
@@ -84,15 +97,18 @@ class Master(Machine):
 
     def _formed(self, gang: Gang) -> None:
         self._log(f"generation {e.named(gang.run)}: all {gang.world.size} members are here")
+        if gang.no_table:
+            self._log(f"no rank table is written: {gang.no_table}", once=True)
         self._tell_all()
         if gang.run == self.run:
             self._report.form(self._wall)
             self._write("Formed")
 
-    def _break(self, why: str, index: int) -> None:
-        """This run cannot go on: fail this pod's ranks, so that the operator begins another."""
-        if self.state == "run" and self.gang is not None and self.gang.run == self.run:
-            self._failure = e.Exit(index * self.me.ranks, 1, True, why)
+    def _break(self, why: str, index: int, code: int = 1) -> None:
+        """This run cannot go on: fail this pod's ranks, so that the operator begins another, or ends the job if the
+        code says that none can do better."""
+        if self.state in ("join", "run") and self.gang is not None and self.gang.run == self.run:
+            self._failure = e.Exit(index * self.me.ranks, code, True, why)
             self._failed()
 
     def _failed(self) -> None:

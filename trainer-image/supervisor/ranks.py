@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import time
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
-from supervisor import failures, progress
+from supervisor import failures, mindspore, progress, ranktable
 from supervisor.events import Event, Exit, Member, ProgressSeen, RankExited, RanksGone, Run, StartRanks, named
 from supervisor.forkserver import Fork, Forked, ForkServer
 from supervisor.logs import Logs, Tail
@@ -25,9 +26,11 @@ NEVER_STARTS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.EN
 class Rank:
     """One process."""
 
-    def __init__(self, local: int, rank: int, folder: str) -> None:
+    def __init__(self, local: int, rank: int, folder: str, scheduler: bool = False) -> None:
         self.local = local
         self.rank = rank
+        self.scheduler = scheduler  # MindSpore's, beside rank 0: no rank of its own
+        self.name = "scheduler" if scheduler else f"rank {rank}"
         self.tail = Tail()
         self.error_file = os.path.join(folder, "error.json")
         self.progress_file = os.path.join(folder, "progress.json")
@@ -58,6 +61,7 @@ class Ranks:
         self._ranks: Dict[int, Rank] = {}  # by pid, or by -1 - local rank if it could not be started
         self._run: Run = (0, 0)
         self._folder = ""
+        self._table_file = ""
         self._killing = False
         self._oom_kills = 0
         self._progress_seen: Tuple[int, int, int] = (0, 0, 0)
@@ -75,31 +79,46 @@ class Ranks:
         self._oom_kills = oom_kills()
         self._progress_seen = (0, 0, 0)
         self._poll_at = time.monotonic() + PROGRESS_POLL if self._me.index == 0 else None
-        self._new = [self._rank(local) for local in range(self._me.ranks)]
+        self._table_file = ""
+        self._new = [self._rank(local, order) for local in reversed(range(self._me.processes))]  # the scheduler first
         if self._server is not None and all(rank.code is None for rank in self._new):
             self._order = order
-            if self._server.fork([Fork(rank.local, f"rank {rank.rank}", self._additions(rank, order),
+            if self._server.fork([Fork(rank.local, rank.name, self._additions(rank, order),
                                        (rank.streams[0], rank.streams[1])) for rank in self._new]):
                 return
         self._spawn(order)
 
-    def _rank(self, local: int) -> Rank:
+    def _write_table(self, order: StartRanks) -> str:
+        """HCCL's rank table, for all ranks of this pod."""
+        contents = ranktable.render(order.table, self._environment.get("RANK_TABLE_VERSION", ""))
+        path = os.path.join(self._folder, "ranktable.json")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(contents) + "\n")
+        return path
+
+    def _rank(self, local: int, order: StartRanks) -> Rank:
         """A rank that does not run yet, with its folder and the pipes of its output."""
-        number = self._me.index * self._me.ranks + local
-        rank = Rank(local, number, os.path.join(self._folder, str(local)))
+        scheduler = local == self._me.ranks
+        number = self._me.index * self._me.ranks + (0 if scheduler else local)
+        rank = Rank(local, number, os.path.join(self._folder, str(local)), scheduler)
         try:
             os.makedirs(os.path.dirname(rank.error_file), exist_ok=True)
+            if order.table and not self._table_file:
+                self._table_file = self._write_table(order)
             for error in (False, True):
-                rank.streams.append(self._logs.pipe(f"[rank {number}] ", rank.tail, error))
+                rank.streams.append(self._logs.pipe(f"[{rank.name}] ", rank.tail, error))
         except OSError as problem:
             self._cannot_start(rank, problem)
         return rank
 
     def _additions(self, rank: Rank, order: StartRanks) -> Dict[str, str]:
         """What this rank's environment has beside that of the fork server."""
-        environment = rank_environment(self._environment, self._me, order, rank, self.drain_file)
+        environment = self._environment_of(rank, order)
         base = base_environment(self._environment)
         return {name: value for name, value in environment.items() if base.get(name) != value}
+
+    def _environment_of(self, rank: Rank, order: StartRanks) -> Dict[str, str]:
+        return rank_environment(self._environment, self._me, order, rank, self.drain_file, self._table_file)
 
     def forked(self, answer: Optional[Forked]) -> None:
         """What came of an order to the fork server: the ranks, or nothing; then they are started as programs."""
@@ -127,7 +146,7 @@ class Ranks:
             rank.process = subprocess.Popen(
                 self._program, stdin=subprocess.DEVNULL, stdout=rank.streams[0], stderr=rank.streams[1],
                 start_new_session=True,
-                env=rank_environment(self._environment, self._me, order, rank, self.drain_file),
+                env=self._environment_of(rank, order),
             )
             self._ranks[rank.process.pid] = rank
         except OSError as problem:
@@ -245,13 +264,14 @@ class Ranks:
             step = progress.parse(read(rank.progress_file)).fields["step"]
         except ValueError:
             pass  # it never told
-        return Exit(rank.rank, rank.code, verdict.root, verdict.reason, verdict.text, step, oom)
+        reason = f"MindSpore's scheduler: {verdict.reason}" if rank.scheduler else verdict.reason
+        return Exit(rank.rank, rank.code, verdict.root, reason, verdict.text, step, oom)
 
     def _read_progress(self) -> None:
         if self._poll_at is None:
             return
         self._poll_at = time.monotonic() + PROGRESS_POLL
-        first = next((rank for rank in self._ranks.values() if rank.rank == 0), None)
+        first = next((rank for rank in self._ranks.values() if rank.rank == 0 and not rank.scheduler), None)
         if first is None:
             return
         try:
@@ -303,10 +323,14 @@ def base_environment(base: Mapping[str, str]) -> Dict[str, str]:
     environment = dict(base)
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("PYTHONUNBUFFERED", "1")
+    if base.get("TRAINYARD_HCCL") == "true":
+        for name, seconds in ranktable.TIMEOUTS.items():
+            environment.setdefault(name, seconds)
     return environment
 
 
-def rank_environment(base: Mapping[str, str], me: Member, order: StartRanks, rank: Rank, drain: str) -> Dict[str, str]:
+def rank_environment(base: Mapping[str, str], me: Member, order: StartRanks, rank: Rank, drain: str,
+                     table: str = "") -> Dict[str, str]:
     """What torchrun would give this rank, and Trainyard's own."""
     environment = base_environment(base)
     world = order.size * me.ranks
@@ -331,6 +355,12 @@ def rank_environment(base: Mapping[str, str], me: Member, order: StartRanks, ran
         "TRAINYARD_PROGRESS": rank.progress_file,
         "TRAINYARD_DRAIN": drain,
     })
+    if table:
+        environment["RANK_TABLE_FILE"] = table
+    if me.runtime == "mindspore":
+        environment.update(mindspore.cluster_environment(
+            base, order.start.host, order.start.port, rank.rank, 0 if rank.scheduler else rank.local, world, me.ranks,
+            rank.scheduler))
     return environment
 
 

@@ -14,6 +14,7 @@ import time
 from typing import Any, Callable, Dict, Optional
 
 from supervisor import events as e
+from supervisor.ranktable import Part
 from supervisor.wire import Channel, Closed, join_address, proof, session_key, split_address, tune
 
 HANDSHAKE = 10.0  # s
@@ -41,7 +42,8 @@ def gang_from(message: Dict[str, Any]) -> e.GangState:
     """A GangState, likewise."""
     start = message.get("start")
     return e.GangState(int(message["generation"]), int(message["attempt"]),
-                       e.Start(str(start["host"]), int(start["port"]), bool(start["agent_store"])) if start else None,
+                       e.Start(str(start["host"]), int(start["port"]), bool(start["agent_store"]),
+                               str(start.get("table", ""))) if start else None,
                        str(message.get("ended", "")))
 
 
@@ -117,9 +119,11 @@ class StoreServer:
             guest.channel.session = session_key(self._token, guest.nonce, nonce)
             guest.known = True
             self._post(e.MemberHello(guest.number, e.Hello(int(hello["index"]), int(hello["incarnation"]),
-                                                           str(hello["podUid"]))))
+                                                           str(hello["podUid"]), str(hello.get("place", "")))))
         elif "state" in message:
             self._post(e.MemberStatus(guest.number, status_from(message)))
+        elif "table" in message:
+            self._post(e.MemberAsks(guest.number, str(message["table"]), str(message["have"]), int(message["at"])))
         else:
             self._post(e.MemberBeat(guest.number, int(message["generation"])))
 
@@ -128,6 +132,12 @@ class StoreServer:
         guest = self._guests.get(connection)
         if guest is not None and guest.channel is not None:
             guest.channel.send(dataclasses.asdict(gang))
+
+    def send_part(self, connection: int, part: Part) -> None:
+        """A piece of the rank table to a member, if it is still there."""
+        guest = self._guests.get(connection)
+        if guest is not None and guest.channel is not None:
+            guest.channel.send(part._asdict())
 
     def refuse(self, connection: int, reason: str) -> None:
         """Say why. The member closes; if it does not, its silence ends the connection."""
@@ -167,13 +177,14 @@ class StoreServer:
 
 class StoreLink:
     """A member's connection to the master's store, made again for as long as it is wanted. Posts Linked, Unlinked,
-    GangSeen."""
+    GangSeen, TablePart. `place` says what is known of the pod's devices."""
 
-    def __init__(self, selector: selectors.BaseSelector, link: e.Link, me: e.Member, post: Callable[[e.Event], None],
-                 say: Callable[[str], None]) -> None:
+    def __init__(self, selector: selectors.BaseSelector, link: e.Link, me: e.Member, place: Callable[[], str],
+                 post: Callable[[e.Event], None], say: Callable[[str], None]) -> None:
         self._selector = selector
         self._link = link
-        self._hello = {"index": me.index, "incarnation": me.incarnation, "podUid": me.pod_uid}
+        self._hello: Dict[str, Any] = {"index": me.index, "incarnation": me.incarnation, "podUid": me.pod_uid}
+        self._place = place
         self._post = post
         self._say = say
         self._status: Optional[e.Status] = None
@@ -190,6 +201,11 @@ class StoreLink:
         self._status = status
         if self._linked and self._channel is not None:
             self._channel.send(dataclasses.asdict(status))
+
+    def ask(self, order: e.AskTable) -> None:
+        """Ask for a rank table. Not kept: the core asks again."""
+        if self._linked and self._channel is not None:
+            self._channel.send(dataclasses.asdict(order))
 
     def deadline(self) -> float:
         """When step() is due."""
@@ -247,6 +263,7 @@ class StoreLink:
         self._heard = time.monotonic()
         if "nonce" in message:
             self._nonces = (str(message["nonce"]), os.urandom(16).hex())
+            self._hello["place"] = self._place()
             channel.send({"nonce": self._nonces[1], "hello": self._hello,
                           "proof": proof(self._link.token, "member", *self._nonces, self._hello)})
         elif "proof" in message:
@@ -261,6 +278,9 @@ class StoreLink:
             self._post(e.Linked())
         elif "refused" in message:
             raise Closed(f"refused: {message['refused']}")
+        elif self._linked and "data" in message:
+            self._post(e.TablePart(Part(str(message["table"]), int(message["at"]), int(message["size"]),
+                                        str(message["data"]))))
         elif self._linked:
             self._failures = 0
             self._told = ""

@@ -45,7 +45,8 @@ class TorchStore:
     """Hosts one TCPStore at a time. The child is started when the pod becomes master and imports torch once."""
 
     def __init__(self, pod_ip: str, program: Sequence[str], free_port: Callable[[], int],
-                 say: Callable[[str], None]) -> None:
+                 say: Callable[[str], None], wanted: bool = True) -> None:
+        self._wanted = wanted
         self._six = ":" in pod_ip
         self._interpreter = interpreter(program)
         self._free_port = free_port
@@ -69,8 +70,8 @@ class TorchStore:
         return self._dying | ({self._child.pid} if self._child is not None else set())
 
     def open(self) -> None:
-        """Start the child, unless torch is known to be absent."""
-        if self._child is not None or self._have_torch is False or self._broken:
+        """Start the child, unless nobody wants it or torch is known to be absent."""
+        if not self._wanted or self._child is not None or self._have_torch is False or self._broken:
             return
         ours, theirs = socket.socketpair()
         try:

@@ -11,6 +11,7 @@ from trainyard.build.template import (
     CHECKPOINT_PATH,
     CONFIG_PATH,
     CONFIG_VOLUME,
+    INFO_PATH,
     SUPERVISOR_CONTAINER,
     SUPERVISOR_PATH,
     SUPERVISOR_VOLUME,
@@ -23,6 +24,8 @@ TRAINER_PRELOAD = "trainer.preload:warm_up"
 PACKED = "/opt/trainyard/supervisor.pyz"  # in the shipped images
 TMP_VOLUME = "trainyard-tmp"
 SHM_VOLUME = "trainyard-shm"
+INFO_VOLUME = "trainyard-podinfo"
+CONFIGURATION = "ascend.kubectl.kubernetes.io/ascend-910-configuration"  # annotation by MindCluster's device plugin
 GRACE_SECONDS = 30
 NOBODY = 65532  # user and group of pods whose template names none; the customary number of non-root images
 UNREACHABLE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
@@ -121,6 +124,10 @@ def _volumes(spec: TrainingJobSpec) -> list[Object]:
         volumes.append({"name": CONFIG_VOLUME, "configMap": {"items": [{"key": "train.json", "path": "train.json"}]}})
     else:
         volumes.append({"name": SUPERVISOR_VOLUME, "emptyDir": {}})
+    if _ascend(spec):
+        path = f"metadata.annotations['{CONFIGURATION}']"
+        item = {"path": CONFIGURATION.partition("/")[2], "fieldRef": {"fieldPath": path}}
+        volumes.append({"name": INFO_VOLUME, "downwardAPI": {"items": [item]}})
     if spec.checkpoint.volume is not None:
         volumes.append({"name": CHECKPOINT_VOLUME, **spec.checkpoint.volume})
     return volumes
@@ -135,10 +142,18 @@ def _mounts(job: JobRef, spec: TrainingJobSpec) -> list[Object]:
         mounts.append({"name": CONFIG_VOLUME, "mountPath": CONFIG_PATH, "readOnly": True})
     else:
         mounts.append({"name": SUPERVISOR_VOLUME, "mountPath": SUPERVISOR_PATH, "readOnly": True})
+    if _ascend(spec):
+        mounts.append({"name": INFO_VOLUME, "mountPath": INFO_PATH, "readOnly": True})
     if spec.checkpoint.volume is not None:
         folder = spec.checkpoint.sub_path or job.name
         mounts.append({"name": CHECKPOINT_VOLUME, "mountPath": CHECKPOINT_PATH, "subPath": folder})
     return mounts
+
+
+def _ascend(spec: TrainingJobSpec) -> bool:
+    """Whether the devices are Ascend NPUs: ranks meet by HCCL, and MindCluster may say more in an annotation."""
+    resource = spec.devices.resource if spec.devices else ""
+    return resource.startswith("huawei.com/Ascend") or resource == "huawei.com/npu"
 
 
 def _environment(job: JobRef, spec: TrainingJobSpec) -> list[Object]:
@@ -164,11 +179,17 @@ def _environment(job: JobRef, spec: TrainingJobSpec) -> list[Object]:
         plain["TRAINYARD_PRELOAD"] = ",".join(spec.preload)
     if spec.checkpoint.volume is not None:
         plain["TRAINYARD_CHECKPOINT"] = CHECKPOINT_PATH
+    if spec.runtime != "torch":
+        plain["TRAINYARD_RUNTIME"] = spec.runtime
+    if _ascend(spec):
+        plain["TRAINYARD_HCCL"] = "true"
     plain["OMP_NUM_THREADS"] = str(_threads(trainer, template, spec.procs))
     # The root filesystem is read-only, and the user has no entry in /etc/passwd: libraries that ask for a home or for
     # the user's name find them here.
     plain |= {"HOME": "/tmp", "USER": TRAINER_CONTAINER}
     known = {"TRAINYARD_POD": "metadata.name", "TRAINYARD_POD_UID": "metadata.uid", "TRAINYARD_POD_IP": "status.podIP"}
+    if _ascend(spec):
+        known |= {"TRAINYARD_NODE": "spec.nodeName", "TRAINYARD_HOST_IP": "status.hostIP"}
     return [
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in known.items()),
         *({"name": name, "value": value} for name, value in plain.items()),

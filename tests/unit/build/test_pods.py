@@ -41,6 +41,8 @@ SHM = {"name": "trainyard-shm", "mountPath": "/dev/shm"}
 
 def environment(**values: str) -> list[dict[str, Any]]:
     known = {"TRAINYARD_POD": "metadata.name", "TRAINYARD_POD_UID": "metadata.uid", "TRAINYARD_POD_IP": "status.podIP"}
+    if "TRAINYARD_HCCL" in values:
+        known |= {"TRAINYARD_NODE": "spec.nodeName", "TRAINYARD_HOST_IP": "status.hostIP"}
     return [
         *({"name": name, "value": values[name]} for name in ("TRAINYARD_INDEX", "TRAINYARD_INCARNATION")),
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in known.items()),
@@ -51,6 +53,13 @@ def environment(**values: str) -> list[dict[str, Any]]:
         {"name": "HOME", "value": "/tmp"},
         {"name": "USER", "value": "trainer"},
     ]
+
+
+def test_a_mindspore_job_says_so_to_the_supervisor() -> None:
+    made = pod(render(JOB, command_job(runtime="mindspore", template=trainer(image="mine")), SETTINGS), 0, 1, "")
+    variables = {one["name"]: one.get("value") for one in made["spec"]["containers"][0]["env"]}
+    assert variables["TRAINYARD_RUNTIME"] == "mindspore"
+    assert "TRAINYARD_HCCL" not in variables
 
 
 def test_a_pod_of_the_shipped_trainer() -> None:
@@ -114,6 +123,7 @@ def test_a_pod_of_the_shipped_trainer() -> None:
                         TRAINYARD_TRAIN_CONFIG="/etc/trainyard/train.json",
                         TRAINYARD_PRELOAD="trainer.preload:warm_up",
                         TRAINYARD_CHECKPOINT="/checkpoint",
+                        TRAINYARD_HCCL="true",
                         OMP_NUM_THREADS="1",
                     ),
                     "resources": {"limits": npus, "requests": npus},
@@ -121,6 +131,7 @@ def test_a_pod_of_the_shipped_trainer() -> None:
                         TMP,
                         SHM,
                         {"name": "trainyard-config", "mountPath": "/etc/trainyard", "readOnly": True},
+                        {"name": "trainyard-podinfo", "mountPath": "/etc/trainyard-podinfo", "readOnly": True},
                         {"name": "trainyard-checkpoint", "mountPath": "/checkpoint", "subPath": "llama"},
                     ],
                     "securityContext": RESTRICTED,
@@ -134,6 +145,10 @@ def test_a_pod_of_the_shipped_trainer() -> None:
                     "name": "trainyard-config",
                     "configMap": {"name": rendered.name, "items": [{"key": "train.json", "path": "train.json"}]},
                 },
+                {"name": "trainyard-podinfo", "downwardAPI": {"items": [{
+                    "path": "ascend-910-configuration", "fieldRef": {
+                        "fieldPath": "metadata.annotations['ascend.kubectl.kubernetes.io/ascend-910-configuration']"},
+                }]}},
                 {"name": "trainyard-checkpoint", "persistentVolumeClaim": {"claimName": "shared"}},
             ],
         },

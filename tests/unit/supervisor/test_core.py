@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -636,3 +637,104 @@ def test_a_world_that_was_lost_and_made_again_is_followed() -> None:
     pod.on(e.WorldMissing(), e.WorldSeen(WORLD), e.Terminate())
     assert reports(pod.did)[-1] == "Stopping"
     assert pod.core.leaving is None
+
+
+# Rank tables ----------------------------------------------------------------------------------------------------------
+
+
+def hccl_master(places: list[str]) -> Pod:
+    """The master of a gang of Ascend devices, with all members joined but itself."""
+    pod = Pod(0)
+    pod.core.me = replace(pod.core.me, ranks=1, rank_table=True)
+    pod.on(e.WorldSeen(WORLD), e.StoreOpened("10.0.0.1:5000"), e.StoreReady((1, 0), 6000, True))
+    for index, place in enumerate(places):
+        pod.on(e.MemberHello(index, e.Hello(index, 1, f"uid-{index}", place)))
+    pod.on(e.MemberStatus(1, e.Status(1, 0, "joining")))
+    return pod
+
+
+def devices(index: int, ip: str) -> str:
+    return json.dumps({"pod": f"j-{index}-1", "server": f"n{index}", "host": "", "ip": "", "superPod": "",
+                       "devices": [["0", ip, ""]]})
+
+
+def test_the_rank_table_goes_to_those_who_ask_and_starts_them() -> None:
+    pod = hccl_master([devices(0, "1.1.1.1"), devices(1, "1.1.1.2")])
+    start = found(pod.on(e.MemberStatus(0, e.Status(1, 0, "joining"))), e.Tell)[-1].gang.start
+    assert start is not None
+    assert start.table
+    member = Pod(1)
+    member.on(e.WorldSeen(WORLD), e.Linked())
+    told = e.GangSeen(e.GangState(1, 0, start))
+    (ask,) = found(member.on(told), e.AskTable)
+    assert found(member.on(told), e.AskTable) == [ask]  # the heartbeat's answer: it may have been lost
+    (answer,) = found(pod.on(e.MemberAsks(1, ask.table, ask.have, ask.at)), e.SendPart)
+    (run,) = found(member.on(e.TablePart(answer.part)), e.StartRanks)
+    assert run.table == (devices(0, "1.1.1.1"), devices(1, "1.1.1.2"))
+    assert member.on(e.TablePart(answer.part)) == []  # it came twice
+    # The next generation has the same members: nothing to fetch.
+    member.on(e.WorldSeen(replace(WORLD, generation=2)), e.RanksGone())
+    assert found(member.on(e.GangSeen(e.GangState(2, 0, start))), e.StartRanks)
+
+
+def test_an_invalid_address_fails_the_job() -> None:
+    pod = hccl_master([devices(0, "1.1.1.1"), devices(1, "-.-.-.-")])
+    pod.on(e.MemberStatus(0, e.Status(1, 0, "joining")))
+    failure = last_report(pod)["failure"]
+    assert (failure["exitCode"], failure["root"], failure["rank"]) == (78, True, 1)
+    assert "pod j-1-1, node n1, device 0: device_ip is '-.-.-.-'" in failure["reason"]
+    assert not found(pod.did, e.StartRanks)
+
+
+def test_devices_that_nobody_knows_of_are_no_reason_to_wait() -> None:
+    pod = hccl_master([devices(0, "1.1.1.1"), ""])
+    did = pod.on(e.MemberStatus(0, e.Status(1, 0, "joining")))
+    assert found(did, e.Tell)[-1].gang.start == e.Start("10.0.0.1", 6000, True, "")
+    assert any("no rank table is written: 1 of 2 pods" in log.text for log in found(did, e.Log))
+
+
+# MindSpore's scheduler ------------------------------------------------------------------------------------------------
+
+
+def scheduling() -> Pod:
+    """The pod of rank 0 of a MindSpore job: two ranks, and the scheduler as the third process."""
+    pod = Pod(0)
+    pod.core.me = replace(pod.core.me, runtime="mindspore")
+    return pod.runs()
+
+
+def ends(pod: Pod, local: int, code: int) -> list[e.Action]:
+    return pod.on(e.RankExited((1, 0), local, e.Exit(0, code, True, "why", "text")))
+
+
+def test_the_pod_of_the_scheduler_has_finished_when_the_scheduler_has() -> None:
+    pod = scheduling()
+    ends(pod, 0, 0)
+    ends(pod, 1, 0)
+    assert pod.core.state == "run"
+    ends(pod, 2, 1)  # missed a worker that had left already
+    assert pod.core.state == "finished"
+
+
+def test_a_scheduler_that_never_ends_is_stopped() -> None:
+    pod = scheduling()
+    ends(pod, 0, 0)
+    ends(pod, 1, 0)
+    assert found(pod.after(DONE_WITHIN), e.KillRanks)
+    assert pod.core.state == "finished"
+
+
+def test_a_scheduler_that_fails_fails_its_pod() -> None:
+    pod = scheduling()
+    assert reports(ends(pod, 2, 1)) == ["RankFailed"]
+    assert pod.core.state == "failed"
+
+
+def test_ranks_that_saved_do_not_wait_long_for_the_scheduler() -> None:
+    pod = scheduling()
+    pod.on(e.WorldSeen(replace(WORLD, phase="Drain")))
+    ends(pod, 0, 75)
+    ends(pod, 1, 75)
+    pod.after(WORLD.drain_seconds)
+    assert pod.core.state == "drained"
+    assert found(pod.did, e.SendStatus)[-1].status.saved
