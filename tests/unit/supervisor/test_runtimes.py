@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -44,6 +45,11 @@ def test_a_wrong_address_ends_the_job_before_a_rank_starts(start: Start, api: Fa
     assert not any("started" in pod.output().replace("has started", "") for pod in pods)
 
 
+def said(pods: list[SupervisedPod], lines: list[int]) -> bool:
+    """Whether every process has printed its line."""
+    return [pod.output().count("] MS_") for pod in pods] == lines
+
+
 def test_mindspores_cluster_has_a_scheduler_beside_rank_0(start: Start, api: FakeApi) -> None:
     operator = Operator(api, 2)
     show = 'echo "$MS_ROLE $MS_NODE_ID at $MS_SCHED_HOST:$MS_SCHED_PORT of $MS_WORKER_NUM/$MS_LOCAL_WORKER"; '
@@ -54,8 +60,8 @@ def test_mindspores_cluster_has_a_scheduler_beside_rank_0(start: Start, api: Fak
     for generation in (1, 2):
         operator.put(generation=generation)
         operator.report("Formed", generation)
-        for pod, each in zip(pods, (3, 2), strict=True):
-            wait_for(lambda pod=pod, count=each * generation: pod.output().count("] MS_") == count, 30, pod.output)
+        wanted = [3 * generation, 2 * generation]
+        wait_for(functools.partial(said, pods, wanted), 30, lambda: str([pod.output() for pod in pods]))
         (scheduler,) = re.findall(r"\[scheduler\] MS_SCHED scheduler at (\S+) of 4/2", pods[0].output())[-1:]
         workers = re.findall(r"\[rank (\d)\] MS_WORKER (\d) at (\S+) of 4/2", "".join(pod.output() for pod in pods))
         assert {(rank, node) for rank, node, _ in workers} == {(n, n) for n in "0123"}
