@@ -23,8 +23,8 @@ demo-clean: ## remove all that `make demo` left
 	@$(venv) exec python -m demo clean
 
 .PHONY: test
-test: ## everything that tests: lint, unit, train, contract, chart, end to end on a real cluster
-	@$(venv) exec python -m harness.run lint unit train contract chart e2e
+test: ## everything that tests: lint, unit, train, parity, contract, chart, end to end on a real cluster
+	@$(venv) exec python -m harness.run lint unit train parity contract chart e2e
 
 .PHONY: lint
 lint: ## ruff, mypy, import contracts, generated files fresh
@@ -37,6 +37,10 @@ unit: ## unit tests: pure code, under a minute
 .PHONY: train
 train: ## the trainer in several processes on this machine
 	@$(venv) exec python -m harness.run train
+
+.PHONY: parity
+parity: ## every parallel layout trains like one process
+	@$(venv) exec python -m harness.run parity
 
 .PHONY: contract
 contract: ## CRDs, rights and policies against a real API server

@@ -38,6 +38,7 @@ STAGES = {
         )),
         Stage("unit", ((*PYTEST, "tests/unit"),)),
         Stage("train", ((*PYTEST, "tests/train"),)),
+        Stage("parity", ((*PYTEST, "tests/parity"),)),
         Stage("contract", ((*PYTEST, "tests/contract"),)),
         Stage("chart", ((*PYTEST, "tests/chart"),)),
         Stage("e2e", ((*PYTEST, "-v", "tests/e2e"),)),

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import torch
-from trainer import export, parallel
-from trainer.config import Layout, rank_of
+from trainer import export
+from trainer.config import rank_of
 from trainer.distributed import connect
 from trainer.model import build, shape, weights
+from trainer.parallel.apply import parallelize
+from trainer.parallel.layout import Layout
+from trainer.parallel.mesh import Mesh
 from trainyard.api.train import ModelConfig
 
 
@@ -30,13 +33,12 @@ def main(source: Path, output: Path, limit: int) -> None:
     build.on_meta(build.complete({**fields, "num_hidden_layers": 1}))  # imports all that it needs
     before = private_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (before + limit, before + limit))
-    model = build.on_meta(config)
-    parallel.apply(model, parallel.mesh(Layout(1, gang.world_size), gang.device), "fp32", "none")
-    weights.materialise(model, gang.device)
+    mesh = Mesh(Layout(shard=gang.world_size), gang.device, gang.rank)
+    model = parallelize(lambda: build.on_meta(config), mesh, "fp32", "none")
     if (source / "model.safetensors.index.json").exists():
-        weights.read(model, source)
+        build.give_weights(model, gang.device, lambda part: weights.read(part, source))
     else:
-        weights.draw(model, 1)
+        build.give_weights(model, gang.device, lambda part: weights.draw(part, 1))
     export.write(model, output, gang, torch.float32, 1, shape.identity(fields), None, file_bytes=24 << 20)
     peak = int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines()
                     if line.startswith("VmHWM")))

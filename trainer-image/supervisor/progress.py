@@ -42,7 +42,8 @@ def _words(value: Any) -> str:
 
 FIELDS: Dict[str, Callable[[Any], Any]] = {
     "step": _whole(STEP), "steps": _whole(STEP), "durableStep": _whole(STEP), "tokensPerSecond": _whole(COUNT),
-    "data": _whole(COUNT), "shard": _whole(COUNT), "loss": _decimal, "evaluationLoss": _decimal,
+    "data": _whole(COUNT), "shard": _whole(COUNT), "tensor": _whole(COUNT), "pipeline": _whole(COUNT),
+    "context": _whole(COUNT), "expert": _whole(COUNT), "loss": _decimal, "evaluationLoss": _decimal,
     "secondsPerStep": _decimal, "activity": _words,
 }
 

@@ -15,8 +15,7 @@ def main() -> int:
     """Run one rank; every failure is told in one line, last on stderr."""
     try:
         train, run = config.load(sys.argv[1:], os.environ)
-        config.layout(train, run.rank.world_size)
-        config.batch_size(train, run.rank.world_size)
+        config.batch_size(train, config.layout(train, run.rank.world_size))
         from trainer.pretrain import pretrain  # torch takes seconds to import: mistakes above are told before
 
         return pretrain(train, run)

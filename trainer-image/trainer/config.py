@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from trainyard.api.train import TrainConfig
 
 from trainer.errors import ConfigError
+from trainer.parallel.layout import Layout, check_micro_batches, complete
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,6 @@ class Rank:
     local_rank: int
     world_size: int
     local_world_size: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the ranks are arranged: `data` replicas of a model sharded over `shard` ranks each."""
-
-    data: int
-    shard: int
 
 
 @dataclass(frozen=True)
@@ -135,28 +128,20 @@ def rendezvous_defaults() -> None:
 
 def layout(config: TrainConfig, world_size: int) -> Layout:
     """The layout that was asked for, completed. Raises ConfigError if it does not fit the number of ranks."""
-    data, shard = config.parallel.data, config.parallel.shard
-    if data is None and shard is None:
-        return Layout(1, world_size)
-    if data is None or shard is None:
-        name, given = ("shard", shard) if data is None else ("data", data)
-        assert given is not None
-        if world_size % given:
-            raise ConfigError(f"train.parallel.{name} is {given}, but {world_size} ranks are not a multiple of it")
-        return Layout(world_size // given, given) if name == "shard" else Layout(given, world_size // given)
-    if data * shard != world_size:
-        raise ConfigError(f"train.parallel.data x shard should be the number of ranks, {world_size}, "
-                          f"found {data} x {shard} = {data * shard}")
-    return Layout(data, shard)
+    return complete(config.parallel, world_size)
 
 
-def batch_size(config: TrainConfig, world_size: int) -> int:
-    """Samples an optimizer step. Raises ConfigError if the ranks cannot share them out evenly."""
-    unit = config.micro_batch_size * world_size
-    batch = config.batch_size if config.batch_size is not None else unit
+def batch_size(config: TrainConfig, layout: Layout) -> int:
+    """Samples an optimizer step. Raises ConfigError if the ranks cannot share them out evenly, or a pipeline gets too
+    few micro-batches."""
+    unit = config.micro_batch_size * layout.batch_ranks
+    least = 2 * layout.pipeline if layout.schedule == "ZBV" else layout.pipeline
+    batch = config.batch_size if config.batch_size is not None else unit * least
     if batch % unit:
+        nearby = " or ".join(str(size) for size in (batch // unit * unit, (batch // unit + 1) * unit) if size)
         raise ConfigError(f"train.batchSize should be a multiple of {unit} (microBatchSize {config.micro_batch_size} x "
-                          f"{world_size} ranks), found {batch}")
+                          f"{layout.batch_ranks}, which is data x shard), found {batch}; use {nearby}")
+    check_micro_batches(layout, batch // unit)
     return batch
 
 

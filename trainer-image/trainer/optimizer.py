@@ -6,6 +6,7 @@ DTensors saves the dispatch of every operation (1.3 s of a restarted rank's firs
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class _Group:
 class AdamW:
     """AdamW with decoupled weight decay. `updates` counts the updates made (skipped fp16 steps are none)."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, model: Any, config: OptimizerConfig) -> None:
         self._config = config
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(False)}
@@ -61,16 +62,21 @@ class AdamW:
 
         return _Group(parameters, weight_decay, zeros(), zeros())
 
-    def squared_norm(self) -> torch.Tensor:
-        """Sum of the squares of the local gradients, one number on the device (of all ranks: sum / replicas).
+    def squared_norm(self, copies: Callable[[torch.Tensor], int] = lambda _: 1) -> torch.Tensor:
+        """Sum of the squares of the local gradients, one number on the device. `copies` says how many ranks hold the
+        same part of a parameter: each is divided by it, so that the sum over all ranks counts everything once.
 
         By rows first: one fp32 sum over millions of numbers is off by 1e-4 and would depend on the layout."""
-        gradients = [_local(p.grad) for group in self._groups for p in group.parameters if p.grad is not None]
-        rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients if gradient.numel()]
-        if not rows:
-            return self._count.new_zeros(())
+        rows: dict[int, list[torch.Tensor]] = {}
+        for parameter in (p for group in self._groups for p in group.parameters if p.grad is not None):
+            gradient = _local(parameter.grad)
+            if gradient.numel():
+                rows.setdefault(copies(parameter), []).append(torch.linalg.vector_norm(gradient, dim=-1).flatten())
         exact = torch.float32 if self._count.device.type == "npu" else torch.float64
-        return torch.cat(rows).to(exact).square().sum()
+        total = torch.zeros((), dtype=exact, device=self._count.device)
+        for count, norms in rows.items():
+            total += torch.cat(norms).to(exact).square().sum() / count
+        return total
 
     def step(self, rate: float, divide_gradients_by: float) -> None:
         """One update with gradients divided by `divide_gradients_by` (loss scale and clipping together)."""

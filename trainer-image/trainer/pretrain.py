@@ -6,17 +6,17 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from trainyard.api import EXIT_DRAINED
 from trainyard.api.train import TrainConfig
 
 from trainer import config as configs
-from trainer import export, parallel
+from trainer import export
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import resume
 from trainer.checkpoint.saver import Saver, State
@@ -28,6 +28,11 @@ from trainer.distributed import Gang, connect, gather, tell_all, together
 from trainer.errors import ConfigError, Drained, describe
 from trainer.model import build, shape, weights
 from trainer.optimizer import AdamW, learning_rate
+from trainer.parallel import layout as layouts
+from trainer.parallel.apply import parallelize
+from trainer.parallel.layout import Layout
+from trainer.parallel.mesh import Mesh
+from trainer.parallel.model import MicroBatch, ParallelModel
 from trainer.precision import DTYPES, LossScale, Precision, choose, clear_overflow, overflow_seen
 from trainer.progress import Progress
 
@@ -36,12 +41,12 @@ FINAL_TRIES = 5  # of the save that ends a run: 1, 2, 4, 8 seconds apart
 
 def pretrain(config: TrainConfig, run: Run) -> int:
     """Train as configured. Returns the exit code: 0 at the end, 75 after a drain. Raises ConfigError."""
-    layout = configs.layout(config, run.rank.world_size)
-    batch_size = configs.batch_size(config, run.rank.world_size)
     gang = connect(run.rank, problem_of_this_pod(config, run))
     fields = shape.fields(config.model)
+    layout = layouts.fit(configs.layout(config, run.rank.world_size), fields, config.data.sequence_length)
+    batch_size = configs.batch_size(config, layout)
     identity = shape.identity(fields)
-    progress = Progress(run.progress, steps=config.steps, data=layout.data, shard=layout.shard)
+    progress = Progress(run.progress, steps=config.steps, **layout.fields())
     if already_exported(config, run, gang, identity):
         say(gang, f"the model of step {config.steps} is exported already, nothing to do")
         progress.update(step=config.steps, durableStep=config.steps)
@@ -54,13 +59,12 @@ def pretrain(config: TrainConfig, run: Run) -> int:
         return EXIT_DRAINED
     say(gang, f"data: {training.samples} samples of {config.data.sequence_length} tokens")
     precision = choose(config.precision, gang.device)
-    model = sharded_model(config, gang, layout, fields, precision)
+    model = parallel_model(config, gang, layout, fields, precision)
     optimizer = AdamW(model, config.optimizer)
-    say(gang, f"model: {parallel.parameter_count(model) / 1e6:.1f} million parameters, {precision}, "
-              f"{layout.data} replicas x {layout.shard} shards on {gang.device.type}")
+    say(gang, f"model: {model.parameter_count / 1e6:.1f} million parameters, {precision}, {layout} on "
+              f"{gang.device.type}")
 
-    loop = Loop(config, run, gang, model, optimizer, training, validation, batch_size, layout, precision, progress,
-                identity)
+    loop = Loop(config, run, gang, model, optimizer, training, validation, batch_size, precision, progress, identity)
     loop.resume()
     drained = loop.run()
     if drained:
@@ -78,7 +82,9 @@ def pretrain(config: TrainConfig, run: Run) -> int:
 def problem_of_this_pod(config: TrainConfig, run: Run) -> str | None:
     """What is wrong with the files that this pod sees, in one line; the others may see them otherwise."""
     try:
-        shape.check_sequence(shape.fields(config.model), config.data.sequence_length)
+        fields = shape.fields(config.model)
+        shape.check_sequence(fields, config.data.sequence_length)
+        layouts.fit(configs.layout(config, run.rank.world_size), fields, config.data.sequence_length)
         if config.model.path is not None:
             weights.check_folder(Path(config.model.path))
         found = sources.find_all(config.data.sources, "train.data.sources")
@@ -122,18 +128,17 @@ def open_data(config: TrainConfig, run: Run, gang: Gang, vocab_size: int) -> tup
     return together(gang, lambda: (batches(train_files), batches(held_out) if held_out else None))
 
 
-def sharded_model(config: TrainConfig, gang: Gang, layout: configs.Layout, fields: dict[str, Any],
-                  precision: Precision) -> nn.Module:
+def parallel_model(config: TrainConfig, gang: Gang, layout: Layout, fields: dict[str, Any],
+                   precision: Precision) -> ParallelModel:
     """The model, spread over the ranks before it has any weights, so that none ever holds it whole."""
-    model = build.on_meta(build.complete(fields))
-    parallel.apply(model, parallel.mesh(layout, gang.device), precision, config.activation_checkpointing)
-    weights.materialise(model, gang.device)
-    build.restore_buffers(model, gang.device)
+    complete = build.complete(fields)
+    mesh = Mesh(layout, gang.device, gang.rank)
+    model = parallelize(lambda: build.on_meta(complete), mesh, precision, config.activation_checkpointing)
     if config.model.path is not None:
         folder = Path(config.model.path)
-        together(gang, lambda: weights.read(model, folder))
+        together(gang, lambda: build.give_weights(model, gang.device, lambda part: weights.read(part, folder)))
     else:
-        weights.draw(model, config.seed)
+        build.give_weights(model, gang.device, lambda part: weights.draw(part, config.seed))
     return model
 
 
@@ -152,20 +157,19 @@ class Totals:
 class Loop:
     """The steps, and the counters that a checkpoint carries besides tensors: `step` finished, `samples` taken."""
 
-    def __init__(self, config: TrainConfig, run: Run, gang: Gang, model: Any, optimizer: AdamW, training: Batches,
-                 validation: Batches | None, batch_size: int, layout: configs.Layout, precision: Precision,
+    def __init__(self, config: TrainConfig, run: Run, gang: Gang, model: ParallelModel, optimizer: AdamW,
+                 training: Batches, validation: Batches | None, batch_size: int, precision: Precision,
                  progress: Progress, identity: dict[str, Any]) -> None:
         self.config, self.run_, self.gang = config, run, gang
         self.model, self.optimizer = model, optimizer
         self.training, self.validation = training, validation
-        self.batch_size, self.layout = batch_size, layout
-        self.micro_batches = batch_size // (config.micro_batch_size * gang.world_size)
+        self.batch_size = batch_size
+        self.micro_batches = batch_size // (config.micro_batch_size * model.layout.batch_ranks)
         self.progress, self.identity = progress, identity
         self.scale = LossScale() if precision == "fp16" else None
         self.step = self.samples = 0
         self.save_begun = 0  # step of the newest save that was started
         self.saver: Saver | None = None
-        self.positions = torch.arange(config.data.sequence_length, device=gang.device)[None]
 
     # ---- what a checkpoint holds
 
@@ -249,37 +253,39 @@ class Loop:
     def train_step(self, rate: float) -> Totals:
         """One batch: forward and backward over its micro-batches, one all-reduce, one update."""
         targets = self.batch_size * self.config.data.sequence_length
-        factor = self.gang.world_size * (self.scale.value if self.scale else 1.0) / targets
         clear_overflow(self.gang.device)
-        loss = torch.zeros((), device=self.gang.device)
-        for micro in range(self.micro_batches):
-            parallel.accumulate(self.model, self.layout, last=micro == self.micro_batches - 1)
-            seed_model(self.config.seed, self.step, micro, self.gang.rank)
-            part = self.loss_sum(self.training, self.samples, micro)
-            (part * factor).backward()
-            loss += part.detach()
+        loss = self.model.train_batch(
+            self.micro_batches, lambda micro: self.take(self.training, self.samples, micro), self.loss_factor(targets),
+            lambda micro: seed_model(self.config.seed, self.step, micro, self.gang.rank))
         totals = self.add_up(loss, targets)
         self.update(totals, rate)
         self.step += 1
         self.samples += self.batch_size
         return totals
 
-    def loss_sum(self, batches: Batches, first: int, micro: int) -> torch.Tensor:
-        """Cross entropy summed over this rank's target tokens of one micro-batch."""
-        numbers = data.numbers_of(first, micro, self.config.micro_batch_size, self.gang.rank, self.gang.world_size)
-        inputs, targets = (tensor.to(self.gang.device) for tensor in batches.take(numbers))
-        logits = self.model(input_ids=inputs, position_ids=self.positions.expand(len(inputs), -1)).logits
-        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    def loss_factor(self, targets: int) -> float:
+        """What the summed loss is multiplied by, so that gradients are those of the mean over `targets` tokens: FSDP2
+        averages them over its ranks."""
+        averaged_over = self.model.layout.data * self.model.layout.sharding_ranks
+        return averaged_over * (self.scale.value if self.scale else 1.0) / targets
+
+    def take(self, batches: Batches, first: int, micro: int) -> MicroBatch:
+        """One micro-batch of this rank in the batch that begins with sample `first`. Ranks that share samples
+        (tensor, context, pipeline) take the same."""
+        numbers = data.numbers_of(first, micro, self.config.micro_batch_size, self.model.mesh.batch_rank,
+                                  self.model.layout.batch_ranks)
+        return MicroBatch(*batches.take(numbers))
 
     def add_up(self, loss: torch.Tensor, targets: int) -> Totals:
         """The one all-reduce of a step: loss and norm, and the flags on which all ranks must act alike."""
         busy = self.saver is not None and self.saver.busy
-        mine = [float(loss), float(self.optimizer.squared_norm()) / self.layout.data, overflow_seen(self.gang.device),
-                self.run_.told_to_drain(), busy, self.gang.first and self.save_due()]
+        square = self.optimizer.squared_norm(self.model.mesh.copies)
+        mine = [float(loss), float(square), overflow_seen(self.gang.device), self.run_.told_to_drain(), busy,
+                self.gang.first and self.save_due()]
         numbers = torch.tensor(mine, dtype=torch.float64)
         dist.all_reduce(numbers, group=self.gang.control)
-        total, square, overflow, drain_sum, busy_sum, save = numbers.tolist()
-        norm = math.sqrt(square) if square >= 0 else math.nan
+        total, squares, overflow, drain_sum, busy_sum, save = numbers.tolist()
+        norm = math.sqrt(squares) if squares >= 0 else math.nan
         return Totals(total / targets, norm / (self.scale.value if self.scale else 1.0), overflow > 0, drain_sum > 0,
                       busy_sum > 0, save > 0)
 
@@ -303,12 +309,12 @@ class Loop:
         """The mean loss over the first `steps` batches of the held-out data; the same ones every time. False if a
         drain came first: saving is what its time is for."""
         assert self.validation is not None
-        self.model.eval()
+        self.model.train(False)
         total = torch.zeros((), dtype=torch.float64)
         for step in range(steps):
-            for micro in range(self.micro_batches):
-                with torch.no_grad():
-                    total += self.loss_sum(self.validation, step * self.batch_size, micro).double().cpu()
+            first = step * self.batch_size
+            part = self.model.evaluate_batch(self.micro_batches, partial(self.take, self.validation, first))
+            total += part.double().cpu()
             if self.anybody_told_to_drain():
                 self.model.train()
                 say(self.gang, f"step {self.step}/{self.config.steps}: evaluation given up, told to save and stop")

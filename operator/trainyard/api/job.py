@@ -243,6 +243,14 @@ class LayoutStatus(Lenient):
     """Replicas."""
     shard: Count | None = None
     """Ranks a replica is sharded over."""
+    tensor: Count | None = None
+    """Ranks that share each matrix."""
+    pipeline: Count | None = None
+    """Ranks that hold the layers one after the other."""
+    context: Count | None = None
+    """Ranks that share each sequence."""
+    expert: Count | None = None
+    """Ranks that share out the experts."""
 
 
 class CheckpointStatus(Lenient):

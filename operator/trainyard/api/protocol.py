@@ -117,6 +117,14 @@ class RankProgress(Lenient):
     """Replicas of the layout in use."""
     shard: Count | None = None
     """Shards of the layout in use."""
+    tensor: Count | None = None
+    """Ranks that share each matrix."""
+    pipeline: Count | None = None
+    """Ranks that hold the layers one after the other."""
+    context: Count | None = None
+    """Ranks that share each sequence."""
+    expert: Count | None = None
+    """Ranks that share out the experts."""
     first_step_at: Time | None = None
     """When the first step of this generation was finished."""
     seconds_per_step: Annotated[str, Field(max_length=40)] | None = None

@@ -150,18 +150,20 @@ class TrainConfig(Model):
     steps: Annotated[int, Field(ge=1, le=1 << 40)]
     """Optimizer steps until the job has succeeded."""
     batch_size: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
-    """Samples an optimizer step, over all ranks; a multiple of the ranks times microBatchSize.
-    Default: microBatchSize times the ranks."""
+    """Samples an optimizer step, over all ranks; a multiple of data x shard x microBatchSize, and enough for every
+    stage of a pipeline to have work. Default: the least that does."""
     micro_batch_size: Annotated[int, Field(ge=1, le=1 << 16)] = 1
-    """Samples that one rank computes at a time; gradients are accumulated until batchSize is reached."""
+    """Samples that a rank, or a group that shares samples (tensor, context), computes at a time; gradients are
+    accumulated until batchSize is reached."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """The optimizer and its schedule."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of computation. auto: bf16 on devices that have it, fp32 on a CPU, and on Ascend 910A fp16 with fp32
     master weights and a dynamic loss scale."""
-    activation_checkpointing: Literal["none", "full"] = "none"
-    """full keeps only each block's input and computes the rest again in the backward pass: less memory, about a
-    third more computation."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again to save memory. full: all of a block but its input, about a third more
+    computation. selective: norms, activations and other cheap operators; products of matrices, attention and what
+    crosses the network are kept."""
     evaluate: EvaluateConfig | None = None
     """Validation during training; absent means none."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0

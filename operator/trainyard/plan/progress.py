@@ -37,8 +37,9 @@ def current(turn: Turn) -> Turn:
         return turn
     made = _made(turn, told)
     changes: dict[str, object] = {"progress": made}
-    if told.data is not None or told.shard is not None:
-        changes["layout"] = LayoutStatus(data=told.data, shard=told.shard)
+    layout = {name: size for name in LayoutStatus.model_fields if (size := getattr(told, name)) is not None}
+    if layout:
+        changes["layout"] = LayoutStatus(**layout)
     if told.durable_step is not None:
         changes["checkpoint"] = CheckpointStatus(durable_step=told.durable_step)
     return turn.note(**changes)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from trainer import config, errors
-from trainer.config import Layout
 from trainer.errors import ConfigError
 from trainer.model import shape
 from trainyard.api.train import ModelConfig, TrainConfig
@@ -62,29 +61,6 @@ def test_environment(tmp_path: Path) -> None:
         config.load([], {**environment, "RANK": "x"})
     with pytest.raises(ConfigError, match="no configuration"):
         config.load([], {})
-
-
-@pytest.mark.parametrize(("parallel", "ranks", "expected"), [
-    ({}, 4, Layout(1, 4)),
-    ({"shard": 2}, 4, Layout(2, 2)),
-    ({"data": 4}, 4, Layout(4, 1)),
-    ({"data": 2, "shard": 3}, 6, Layout(2, 3)),
-    ({"shard": 3}, 4, "4 ranks are not a multiple of it"),
-    ({"data": 2, "shard": 2}, 6, "should be the number of ranks, 6, found 2 x 2 = 4"),
-])
-def test_layout(parallel: dict[str, int], ranks: int, expected: Layout | str) -> None:
-    if isinstance(expected, Layout):
-        assert config.layout(train(parallel=parallel), ranks) == expected
-    else:
-        with pytest.raises(ConfigError, match=expected):
-            config.layout(train(parallel=parallel), ranks)
-
-
-def test_batch_size() -> None:
-    assert config.batch_size(train(microBatchSize=2), 4) == 8
-    assert config.batch_size(train(batchSize=24, microBatchSize=2), 4) == 24
-    with pytest.raises(ConfigError, match=r"multiple of 8 \(microBatchSize 2 x 4 ranks\), found 12"):
-        config.batch_size(train(batchSize=12, microBatchSize=2), 4)
 
 
 # Parameters of the published models: 6,738,415,616 / 13,015,864,320 / 68,976,648,192

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from trainer import parallel
-from trainer.config import Layout
 from trainer.errors import ConfigError
 from trainer.model import build, shape, weights
 from trainer.optimizer import AdamW, learning_rate
+from trainer.parallel.apply import parallelize
+from trainer.parallel.layout import Layout
+from trainer.parallel.mesh import Mesh
+from trainer.parallel.model import MicroBatch
 from trainer.precision import LossScale, choose
 from trainer.progress import Progress
 from trainyard.api.train import ModelConfig, OptimizerConfig
@@ -139,25 +141,29 @@ def four_ranks() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("layout", [Layout(1, 4), Layout(2, 2)])
+@pytest.mark.parametrize("layout", [Layout(shard=4), Layout(data=2, shard=2)])
 @pytest.mark.usefixtures("four_ranks")
 def test_gradient_accumulation_keeps_no_whole_gradients(layout: Layout) -> None:
     """Between two micro-batches a rank holds its share of the gradients, not those of the whole model."""
     fields = shape.fields(ModelConfig.model_validate({"size": "tiny", "config": {
         "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}}))
-    model = build.on_meta(build.complete(fields))
     device = torch.device("cpu")
-    parallel.apply(model, parallel.mesh(layout, device), "fp32", "none")
-    weights.materialise(model, device)
-    build.restore_buffers(model, device)
-    weights.draw(model, 0)
-    for last in (False, True):
-        parallel.accumulate(model, layout, last)
-        model(input_ids=torch.arange(16)[None]).logits.sum().backward()
-        states = [state for module in model.modules() if isinstance(module, FSDPModule)
-                  for state in module._get_fsdp_state()._fsdp_param_group.fsdp_params]
-        assert len(states) == sum(1 for _ in model.parameters())
-        assert all(state.unsharded_accumulated_grad is None and state.unsharded_param.grad is None for state in states)
+    complete = build.complete(fields)
+    model = parallelize(lambda: build.on_meta(complete), Mesh(layout, device, 0), "fp32", "none")
+    build.give_weights(model, device, lambda part: weights.draw(part, 0))
+    states = [state for module in model.modules() if isinstance(module, FSDPModule)
+              for state in module._get_fsdp_state()._fsdp_param_group.fsdp_params]
+    assert len(states) == sum(1 for _ in model.parameters())
+    tokens = torch.arange(16)[None]
+    whole: list[object] = []
+
+    def before(_: int) -> None:
+        whole.extend(state for state in states if state.unsharded_accumulated_grad is not None
+                     or (hasattr(state, "_unsharded_param") and state.unsharded_param.grad is not None))
+
+    model.train_batch(3, lambda _: MicroBatch(tokens, tokens), 1.0, before)
+    before(3)
+    assert not whole
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

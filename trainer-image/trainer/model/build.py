@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.errors import ConfigError, one_line
+from trainer.model import weights
+from trainer.parallel import attention
 
 
 def complete(fields: dict[str, Any]) -> Any:
@@ -24,7 +27,7 @@ def on_meta(config: Any) -> nn.Module:
     """LlamaForCausalLM without storage."""
     from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = attention.register()
     try:
         with torch.device("meta"):
             model: nn.Module = LlamaForCausalLM(config)
@@ -37,3 +40,11 @@ def restore_buffers(model: Any, device: torch.device) -> None:
     """Compute what the meta device could not hold and no checkpoint carries: the rotary frequencies."""
     rotary = model.model.rotary_emb
     model.model.rotary_emb = type(rotary)(config=model.config).to(device)
+
+
+def give_weights(model: Any, device: torch.device, fill: Callable[[Any], None]) -> None:
+    """Storage, buffers and first weights for every stage of a ParallelModel; `fill` draws or reads them."""
+    for stage in model.stages:
+        weights.materialise(stage, device)
+        restore_buffers(stage, device)
+    fill(model)

@@ -31,8 +31,7 @@ def materialise(model: nn.Module, device: torch.device) -> None:
                 local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
                 storage: Any = torch.empty(local.shape, dtype=local.dtype, device=device)
                 if isinstance(parameter, DTensor):
-                    storage = DTensor.from_local(storage, parameter.device_mesh, parameter.placements, run_check=False,
-                                                 shape=parameter.shape, stride=parameter.stride())
+                    storage = DTensor(storage, parameter._spec, requires_grad=False)
                 made[id(parameter)] = nn.Parameter(storage, requires_grad=parameter.requires_grad)
             module._parameters[name] = made[id(parameter)]
 
@@ -114,7 +113,7 @@ def check_folder(folder: Path) -> dict[str, Path]:
                       f"{index.name}")
 
 
-def read(model: nn.Module, folder: Path) -> None:
+def read(model: Any, folder: Path) -> None:
     """Read each parameter's local slice from a Hugging Face folder, converting the type. Raises ConfigError."""
     from safetensors import safe_open
 

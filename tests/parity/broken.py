@@ -1,0 +1,85 @@
+"""Layouts broken on purpose: mistakes that a change could make, each of which the comparison must notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def no_reduce_of_replicas() -> None:
+    """HSDP's replicas keep their own gradients: the all-reduce between them does nothing."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp._fully_shard import _fsdp_collectives
+
+    class Quiet:
+        def __getattr__(self, name: str) -> Any:
+            return (lambda *_, **__: None) if name == "all_reduce" else getattr(dist, name)
+
+    _fsdp_collectives.dist = Quiet()
+
+
+def wrong_scale() -> None:
+    """The loss is divided by the tokens of a rank instead of those of the batch."""
+    from trainer.pretrain import Loop
+
+    right = Loop.loss_factor
+    Loop.loss_factor = (  # type: ignore[method-assign]
+        lambda self, targets: right(self, targets) * self.model.layout.batch_ranks)
+
+
+def no_reduce_in_attention() -> None:
+    """Each tensor rank takes its own part of attention's output for the sum."""
+    from torch.distributed.tensor.parallel import RowwiseParallel
+    from trainer.parallel import tensor
+
+    class Unreduced(RowwiseParallel):  # type: ignore[misc]
+        @staticmethod
+        def _prepare_output_fn(output_layouts: Any, use_local_output: Any, mod: Any, outputs: Any, mesh: Any) -> Any:
+            size = mesh.size()
+            return outputs.to_local().chunk(size, 1)[mesh.get_local_rank()].contiguous()
+
+    right = tensor.block_plan
+    tensor.block_plan = lambda: {**right(), "self_attn.o_proj": Unreduced(output_layouts=tensor.SEQUENCE)}
+
+
+def norms_counted_by_every_rank() -> None:
+    """The gradient norm counts a norm's weights once a rank that has them."""
+    from trainer.parallel.mesh import Mesh
+
+    Mesh.copies = lambda self, parameter: 1  # type: ignore[method-assign]
+
+
+def loss_of_a_part_of_the_vocabulary() -> None:
+    """The sum of exponentials is not added up over the ranks of the vocabulary."""
+    from trainer.parallel import model
+
+    module: Any = model
+    right = module.cross_entropy_sum
+    module.cross_entropy_sum = lambda logits, targets, group=None: right(
+        logits, targets % logits.shape[-1] if group is not None else targets)
+
+
+def same_samples_everywhere() -> None:
+    """Every rank takes the first part of the batch."""
+    from trainer.parallel.mesh import Mesh
+
+    Mesh.batch_rank = 0  # type: ignore[assignment, method-assign]
+
+
+def dead_embedding() -> None:
+    """The embedding learns nothing (training.md knows a combination of torch's in which this happened)."""
+    right = torch.nn.functional.embedding
+    torch.nn.functional.embedding = lambda ids, weight, *rest: right(ids, weight.detach(), *rest)
+
+
+DAMAGES: dict[str, Callable[[], None]] = {
+    "none": lambda: None, **{one.__name__: one for one in (
+        no_reduce_of_replicas, wrong_scale, no_reduce_in_attention, norms_counted_by_every_rank,
+        loss_of_a_part_of_the_vocabulary, same_samples_everywhere, dead_embedding)}}
+
+
+def apply(name: str) -> None:
+    """Break it."""
+    DAMAGES[name]()

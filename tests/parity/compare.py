@@ -1,0 +1,67 @@
+"""Run a layout in processes of its own and say how far it is from one process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parity import reference
+from parity.samples import config
+from train import gang
+from train.gang import Gang
+
+for module in ("parity.rank", "trainer.export", "torch.distributed.pipelining.schedules"):
+    if module not in gang.PRELOADED:
+        gang.PRELOADED.append(module)
+
+
+@dataclass(frozen=True)
+class Off:
+    """The largest differences over all steps, ranks and parameters."""
+
+    loss: float  # absolute
+    norm: float  # relative
+    gradient: float  # relative to the largest number of that parameter's gradient
+    parameter: str
+    missing: tuple[str, ...]  # parameters that no rank had, or without a gradient
+    text: str
+
+    def within(self, loss: float, gradient: float) -> bool:
+        """Equal up to these bounds? The norm is bound like the gradients."""
+        return self.loss <= loss and self.norm <= gradient and self.gradient <= gradient and not self.missing
+
+
+def truth_of(fields: dict[str, Any], folder: Path) -> Path:
+    """The file of the reference; made once for all layouts of a model."""
+    kept = {key: value for key, value in fields.items() if key in ("model", "data", "optimizer")}
+    key = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    file = folder / f"{key}.pt"
+    if not file.exists():
+        reference.save(config(**kept), file)
+    return file
+
+
+def run(folder: Path, truths: Path, ranks: int, damage: str = "none", **fields: Any) -> Off:
+    """Train `ranks` processes with the given fields of TrainConfig."""
+    folder.mkdir(parents=True, exist_ok=True)
+    truth = truth_of(fields, truths)
+    program = ["-m", "parity.rank", str(truth), str(folder), damage]
+    with Gang(folder / "gang", [config(ranks, **fields)] * ranks, program=program) as processes:
+        ended = processes.wait(120)
+    assert ended.codes == [0] * ranks, ended.text
+    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+    names = {name for one in found for name in one["names"]}
+    steps = [step for one in found for step in one["steps"]]
+    expected = set(reference.load(truth)[0].gradients)
+    worst = max(steps, key=lambda step: float("inf") if step["gradientOff"] != step["gradientOff"]
+                else step["gradientOff"])
+    missing = {*(expected - names), *(name for step in steps for name in step["missing"])}
+    off = Off(max(step["lossOff"] for step in steps), max(step["normOff"] for step in steps), worst["gradientOff"],
+              worst["parameter"], tuple(sorted(missing)), "")
+    losses = " ".join(f"{step['loss']:.6f}" for step in found[0]["steps"])
+    text = (f"loss off {off.loss:.1e}, norm {off.norm:.1e}, gradient {off.gradient:.1e} ({off.parameter}), missing "
+            f"{list(off.missing)}; losses {losses}; {ended.seconds:.1f} s")
+    return Off(off.loss, off.norm, off.gradient, off.parameter, off.missing, text)

@@ -1,0 +1,42 @@
+"""What every parity case trains on: a tiny model and samples that are a function of their number."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+STEPS = 5
+LENGTH = 32
+BATCH = 8
+MODEL: dict[str, Any] = {
+    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.08}
+
+
+def config(ranks: int = 1, **fields: Any) -> dict[str, Any]:
+    """A TrainConfig; `model` is laid over MODEL, everything else over the rest."""
+    model = {**MODEL, **fields.pop("model", {})}
+    spread = fields.get("parallel", {})
+    if "tensor" in spread and "pipeline" not in spread:  # DTensors cost milliseconds a micro-batch: two of them will do
+        batch_ranks = ranks // prod(spread.get(name, 1) for name in ("tensor", "context"))
+        fields.setdefault("microBatchSize", max(1, BATCH // (2 * batch_ranks)))
+    return {"model": {"size": "tiny", "config": model},
+            "data": {"sources": [{"path": "/none"}], "sequenceLength": LENGTH}, "steps": 100, "batchSize": BATCH,
+            "optimizer": {"learningRate": 1e-3, "warmupSteps": 1}, "seed": 3, **fields}
+
+
+class Samples:
+    """In the place of trainer.data.batches.Batches."""
+
+    def take(self, numbers: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets, (samples, LENGTH) each."""
+        tokens = torch.stack([self._sample(int(number)) for number in numbers])
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def _sample(self, number: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1000 + number)
+        return torch.randint(0, MODEL["vocab_size"], (LENGTH + 1,), generator=generator)

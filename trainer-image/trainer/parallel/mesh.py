@@ -1,0 +1,95 @@
+"""The ranks' groups. One object owns them and knows this rank's place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from trainer.parallel.layout import DIMENSIONS, Layout
+
+
+class Mesh:
+    """The layout laid over the connected ranks: ranks are numbered with tensor innermost, then context, shard, data,
+    and pipeline outermost. Within context, ulysses is inside ring.
+
+    Every rank makes it at the same time: it creates the groups. Dimensions of 1 have none."""
+
+    def __init__(self, layout: Layout, device: torch.device, rank: int) -> None:
+        if layout.world_size != dist.get_world_size():
+            raise ValueError(f"a layout of {layout.world_size} ranks for a gang of {dist.get_world_size()}")
+        self.layout = layout
+        self.device = device
+        self.coordinates: dict[str, int] = {}
+        rest = rank
+        for name in reversed(DIMENSIONS):
+            rest, self.coordinates[name] = divmod(rest, getattr(layout, name))
+        sizes = {"pipeline": layout.pipeline, "data": layout.data, "sharding": layout.sharding_ranks,
+                 "tensor": layout.tensor}
+        used = {name: size for name, size in sizes.items() if size > 1 or name == "sharding"}
+        self._mesh = init_device_mesh(device.type, tuple(used.values()), mesh_dim_names=tuple(used))
+        self.ulysses_rank = self.coordinates["context"] % (layout.ulysses or 1)
+        self.ring_rank = self.coordinates["context"] // (layout.ulysses or 1)
+        self.ring_group, self.ulysses_group = self._context_groups()
+
+    def _context_groups(self) -> tuple[Any, Any]:
+        """Groups of a ring and of Ulysses; None where there is but one rank."""
+        layout = self.layout
+        rings: list[list[int]] = []
+        heads: list[list[int]] = []
+        ulysses = layout.ulysses or 1
+        block = layout.context * layout.tensor
+        for start in range(0, layout.world_size, block):
+            for tensor in range(layout.tensor):
+                ranks = [start + place * layout.tensor + tensor for place in range(layout.context)]
+                heads += [ranks[first: first + ulysses] for first in range(0, layout.context, ulysses)]
+                rings += [ranks[first::ulysses] for first in range(ulysses)]
+        ring = dist.new_subgroups_by_enumeration(rings)[0] if layout.ring > 1 else None
+        return ring, dist.new_subgroups_by_enumeration(heads)[0] if ulysses > 1 else None
+
+    @property
+    def sharding(self) -> DeviceMesh:
+        """For FSDP2: one dimension, or two with the replicas first."""
+        if self.layout.data > 1:
+            return self._mesh["data", "sharding"]
+        return self._mesh["sharding"]
+
+    @property
+    def tensor(self) -> DeviceMesh | None:
+        """Ranks that share each matrix."""
+        return self._mesh["tensor"] if self.layout.tensor > 1 else None
+
+    @property
+    def tensor_group(self) -> Any:
+        """Their process group, or None."""
+        return self._mesh.get_group("tensor") if self.layout.tensor > 1 else None
+
+    @property
+    def pipeline_group(self) -> Any:
+        """One rank a pipeline rank, or None."""
+        return self._mesh.get_group("pipeline") if self.layout.pipeline > 1 else None
+
+    @property
+    def batch_rank(self) -> int:
+        """Which of the `batch_ranks` parts of a batch this rank takes; ranks that differ in tensor, context or pipeline
+        only take the same."""
+        return self.coordinates["data"] * self.layout.shard + self.coordinates["shard"]
+
+    @property
+    def counts_loss(self) -> bool:
+        """Of the ranks that compute the same part of a loss, is this the one that reports it?"""
+        return self.coordinates["tensor"] == 0
+
+    def copies(self, parameter: torch.Tensor) -> int:
+        """How many ranks hold the same part of this parameter, so that a sum over all ranks counts it once."""
+        holders = self.layout.world_size // self.layout.pipeline
+        if not isinstance(parameter, DTensor):
+            return holders
+        shape = parameter.device_mesh.shape
+        for dimension, placement in enumerate(parameter.placements):
+            if not placement.is_replicate():
+                holders //= shape[dimension]
+        return holders
