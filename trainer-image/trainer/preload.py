@@ -13,6 +13,7 @@ MODULES = (
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
+    "torch.distributed.pipelining.schedules",
     "transformers.models.llama.configuration_llama",
     "transformers.models.llama.modeling_llama",
     "safetensors",
