@@ -5,7 +5,7 @@ Quantities are whole numbers: cpu in millicores, memory and storage in bytes, ev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,25 @@ class Demand:
     tolerations: tuple[Mapping[str, object], ...] = ()
     topology_key: str = "kubernetes.io/hostname"
     priority_class: str = ""  # of the pod; only scoped quotas ask for it
+
+
+@dataclass(frozen=True, slots=True)
+class Gang:
+    """Pods that want places, alike but for their index."""
+
+    demand: Demand
+    count: int  # those that want a place now
+    size: int = 0  # all of the job's; 0: `count`
+    nearness: Nearness | None = None
+    without: Collection[str] = ()  # nodes that are out
+    avoid: Mapping[str, str] = field(default_factory=dict)  # nodes used if there is no other: why
+    spoiled: Mapping[str, Collection[str]] = field(default_factory=dict)  # the same for devices, by node
+    mates: Collection[str] = ()  # namespace/name of the gang's pods that are there
+
+    @property
+    def several(self) -> bool:
+        """Whether the job may be on several nodes, and its devices have to reach each other between them."""
+        return max(self.size, self.count) > 1
 
 
 @dataclass(frozen=True, slots=True)

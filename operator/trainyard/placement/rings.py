@@ -76,13 +76,35 @@ def choose(
     Best is, in this order: the fewest of `shun` (sub-healthy, or without network); the ring that the model's table
     prefers, so that whole rings and modules stay whole; what comes first on the node.
     """
+    found = prefer(model, devices, available_ids, must_include, count, shun)
+    return list(found.ids) if found else []
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A legal set."""
+
+    ids: tuple[str, ...]
+    shunned: int  # of those, how many would rather be left alone
+    rank: int  # how the model's table likes the ring it comes of; smaller is better
+
+
+def prefer(
+    model: str,
+    devices: Sequence[Seat],
+    available_ids: Collection[str],
+    must_include: Collection[str] = (),
+    count: int = 1,
+    shun: Collection[str] = (),
+) -> Choice | None:
+    """What `choose` chooses, and how good it is."""
     must, available = set(must_include), set(available_ids) | set(must_include)
     known = {device.id for device in devices}
     if not may_ask(model, count) or count < max(1, len(must)) or not must <= known:
-        return []
+        return None
     seats = [device for device in devices if device.id in available]
     if len(seats) < count:
-        return []
+        return None
     shunned = set(shun)
 
     def taste(seat: Seat) -> tuple[bool, bool]:
@@ -103,9 +125,9 @@ def choose(
         key=lambda one: one[:3], default=None,
     )  # fmt: skip
     if best is None:
-        return []
+        return None
     ids = {seat.id for seat in best[3]}
-    return [device.id for device in devices if device.id in ids]
+    return Choice(tuple(device.id for device in devices if device.id in ids), best[0], best[1])
 
 
 class _Taste(Protocol):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
 
 from trainyard.placement.books import NodeView, Resources
+from trainyard.placement.seats import PLAIN, Fit, Gaze, fit
 
 PLENTY = 1 << 30  # pods of a node that nothing limits
 
 
 def room(node: NodeView, used: Resources, requests: Resources) -> int:
-    """How many pods with these requests still fit, however the node is marked."""
+    """How many pods with these requests still fit by the numbers, however the node is marked."""
     fewest = PLENTY
     allocatable = node.allocatable
     for name, amount in requests.items():
@@ -23,6 +27,35 @@ def room(node: NodeView, used: Resources, requests: Resources) -> int:
     return fewest
 
 
+def seats(
+    node: NodeView, used: Resources, pods: Mapping[str, Resources], requests: Resources, gaze: Gaze = PLAIN
+) -> Fit:
+    """How many pods still fit by the numbers and by the devices, and how well. Devices of which no agent tells are
+    numbers only."""
+    number = room(node, used, requests)
+    view = node.devices
+    asked = requests.get(view.resource, 0) if view else 0
+    if not number or view is None or not asked:
+        return Fit(number, number, in_ring=number)
+    if not view.known:
+        return Fit()
+    found = fit(view, pods, asked, gaze)
+    if found.sets <= number:
+        return found
+    return replace(found, sets=number, clean=min(found.clean, number), in_ring=min(found.in_ring, number))
+
+
+def capacity(node: NodeView, requests: Resources) -> int:
+    """How many pods would fit if the node were empty and all its devices healthy."""
+    view = node.devices
+    asked = requests.get(view.resource, 0) if view else 0
+    if view is None or not asked:
+        return room(node, {}, requests)
+    whole = replace(node, allocatable={**node.allocatable, view.resource: len(view.devices)})
+    return min(room(whole, {}, requests), fit(view, {}, asked, Gaze(empty=True, healthy=True)).sets)
+
+
+@lru_cache(maxsize=1 << 16)
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sorting key that puts node-2 before node-10."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"[0-9]+|[^0-9]+", name))

@@ -10,7 +10,7 @@ from typing import Literal
 from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
 from trainyard.api.protocol import ReportSpec, WorldSpec
 from trainyard.fleet.devices import Accelerators
-from trainyard.placement.books import Books, Demand
+from trainyard.placement.books import Books, Demand, Nearness
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,7 @@ class Waiting:
     count: int
     demand: Demand
     claims: bool = True  # nodes are what it waits for; one that waits for a quota or a name keeps none from others
+    nearness: Nearness | None = None
 
 
 @dataclass(frozen=True, slots=True)

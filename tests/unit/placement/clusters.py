@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trainyard.placement.books import Books, Demand, NodeView, Resources, Taint
+from trainyard.placement.books import Books, Demand, DevicesView, DeviceView, Nearness, NodeView, Resources, Taint
 
 NPU = "huawei.com/Ascend910"
 GPU = "nvidia.com/gpu"
@@ -43,7 +43,33 @@ def demand(requests: Mapping[str, int] | None = None, **fields: Any) -> Demand:
     return Demand({"pods": 1} | dict({NPU: 8} if requests is None else requests), **fields)
 
 
+SIZES = {"910A": (8, 4), "910B-8": (8, 8), "910B-16": (16, 8), "A3": (16, 16), "Other": (8, 8)}  # devices, of a ring
+
+
+def seats(model: str = "910A", free: Iterable[int] | None = None, **changes: Any) -> DevicesView:
+    """All devices of a node, d0, d1, ...; the others than `free` are held by somebody. `sub`, `cut`, `ill` number
+    devices that are sub-healthy, without network, unhealthy; other names are fields of DevicesView."""
+    number, ring = SIZES[model]
+    ill, sub, cut = (set(changes.pop(name, ())) for name in ("ill", "sub", "cut"))
+    made = tuple(
+        DeviceView(f"d{i}", i // ring, i // 2, free is None or i in free, i not in ill, i in sub, i not in cut,
+                   fault="80E01801, RestartBusiness" if i in ill else "")
+        for i in range(number)
+    )  # fmt: skip
+    return DevicesView(NPU, model, devices=made, **changes)
+
+
+def seated(name: str, model: str = "910A", free: Iterable[int] | None = None, **changes: Any) -> NodeView:
+    """A node whose agent tells of its devices. `used` of the books has to be given besides."""
+    free = None if free is None else set(free)
+    of_node = {key: changes.pop(key) for key in ("cpu", "labels", "cordoned", "ready", "taints") if key in changes}
+    view = seats(model, free, **changes)
+    healthy = sum(device.usable for device in view.devices)
+    return node(name, npus=healthy, devices=view, **of_node)
+
+
 @dataclass(frozen=True)
 class Claim:
     demand: Demand
     count: int
+    nearness: Nearness | None = None
