@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from trainyard.placement.books import Demand, Obstacle
+from trainyard.placement.obstacle import unservable
 from trainyard.plan.changed import is_changed
 from trainyard.plan.conditions import reason
 from trainyard.plan.times import seconds_between, stamp
@@ -25,7 +27,16 @@ def admission(turn: Turn) -> Turn:
         if turn.admit or not turn.snap.pods:
             return turn.stop()
         return turn
+    illegal = _illegal(turn)
+    if illegal is not None and not turn.snap.pods:
+        return _refused(turn, Refusal(illegal.reason, illegal.message, False, turn.snap.generation, turn.now)).stop()
     return replace(turn, admit=True).stop()
+
+
+def _illegal(turn: Turn) -> Obstacle | None:
+    """Devices a pod that no node's model allows; known as soon as NodeDevices tell of the models."""
+    devices = turn.spec.devices
+    return unservable(turn.snap.books, Demand({devices.resource: devices.per_node})) if devices else None
 
 
 def _accepted(turn: Turn) -> Turn:

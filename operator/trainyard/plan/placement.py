@@ -8,7 +8,7 @@ from datetime import datetime
 
 from trainyard.api.job import Avoid
 from trainyard.api.protocol import Cause, WorldSpec
-from trainyard.placement.books import Books, Obstacle
+from trainyard.placement.books import Books, Nearness, Obstacle
 from trainyard.placement.place import check_quota, place
 from trainyard.plan.conditions import find
 from trainyard.plan.gang import trained
@@ -102,33 +102,51 @@ def _taken_names(turn: Turn) -> Obstacle | None:
 
 
 def _nodes(turn: Turn, rendering: Rendering) -> dict[int, str] | dict[int, None] | Obstacle:
-    wanted = turn.gang.missing
     if not _planner(turn):
-        return dict.fromkeys(wanted)
-    taken = {i: node for i, pod in turn.gang.holders.items() if (node := pod.node or pod.pinned)}
+        return dict.fromkeys(turn.gang.missing)
+    return find_places(turn, rendering, turn.snap.books)
+
+
+def find_places(turn: Turn, rendering: Rendering, books: Books) -> dict[int, str] | Obstacle:
+    """A node for every index without a pod, were these the books; or why there is none."""
+    snap, gang = turn.snap, turn.gang
+    taken = {i: node for i, pod in gang.holders.items() if (node := pod.node or pod.pinned)}
+    mates = frozenset(f"{snap.namespace}/{pod.name}" for pod in gang.holders.values())
     soft = {entry.node: entry.reason for entry in turn.status.avoid if _is_soft(entry)}
     hard = {entry.node: entry for entry in turn.status.avoid if not _is_soft(entry)}
-    books = turn.snap.books
-    open_books = Books({name: node for name, node in books.nodes.items() if name not in hard}, books.used)
-    starts = not turn.gang.holders and not trained(turn.gang, turn.world)
-    reserved = _starving(turn) if starts else ()
-    answer = place(open_books, rendering.demand, wanted, taken, soft, reserved)
+    spoiled: dict[str, set[str]] = {}
+    for entry in turn.status.avoid:
+        if entry.device:
+            spoiled.setdefault(entry.node, set()).add(entry.device)
+    starts = not gang.holders and not trained(gang, turn.world)
+    answer = place(
+        books, rendering.demand, gang.missing, taken, soft, _claims(turn) if starts else (),
+        nearness=nearness(turn), without=hard.keys(), spoiled=spoiled, mates=mates,
+    )  # fmt: skip
     if isinstance(answer, Obstacle) and hard:
         shunned = "; ".join(f"{name} until {entry.until} ({entry.reason})" for name, entry in sorted(hard.items())[:5])
         return Obstacle(answer.reason, f"{answer.message} Avoided for now: {shunned}.")
     return answer
 
 
+def nearness(turn: Turn) -> Nearness | None:
+    """How near to each other the job wants its pods."""
+    topology = turn.spec.topology
+    return Nearness(topology.level, topology.policy == "Required") if topology else None
+
+
 def _is_soft(entry: Avoid) -> bool:
-    """Whether the node is used when there is no other. Which of its devices may be had, NodeDevices says."""
+    """Whether the node is used when there is no other."""
     return bool(entry.device) or entry.reason.startswith(SOFT)
 
 
-def _starving(turn: Turn) -> Sequence[Waiting]:
+def _claims(turn: Turn) -> Sequence[Waiting]:
+    """Jobs before this one whose places are kept for them: they have waited for long, or others make room for them."""
     limit = turn.snap.settings.starvation_seconds
     return tuple(
-        ahead for ahead in turn.snap.ahead if ahead.claims and seconds_between(ahead.since, turn.now) > limit
-    )
+        ahead for ahead in turn.snap.ahead
+        if ahead.claims and (ahead.preempts or seconds_between(ahead.since, turn.now) > limit)
+    )  # fmt: skip
 
 
 def _waits(turn: Turn, rendering: Rendering, obstacle: Obstacle, count: int) -> Turn:
@@ -136,7 +154,7 @@ def _waits(turn: Turn, rendering: Rendering, obstacle: Obstacle, count: int) -> 
     turn = turn.judge("Scheduled", "False", obstacle.reason, obstacle.message)
     key = f"{turn.snap.namespace}/{turn.snap.name}"
     claims = obstacle.reason not in NOT_ABOUT_NODES
-    waiting = Waiting(key, turn.snap.priority, since, count, rendering.demand, claims)
+    waiting = Waiting(key, turn.snap.priority, since, count, rendering.demand, claims, nearness(turn))
     turn = replace(turn, waiting=waiting).look_again(LOOK_AGAIN_SECONDS)
     for entry in turn.status.avoid:
         until = moment(entry.until)

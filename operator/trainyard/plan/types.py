@@ -131,6 +131,7 @@ class Waiting:
     demand: Demand
     claims: bool = True  # nodes are what it waits for; one that waits for a quota or a name keeps none from others
     nearness: Nearness | None = None
+    preempts: tuple[str, ...] = ()  # keys of the jobs that give up their places for it
 
 
 @dataclass(frozen=True, slots=True)
