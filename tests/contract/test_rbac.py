@@ -26,7 +26,7 @@ def rest(installed: ApiServer) -> Iterator[Rest]:
     installed.namespace(TENANT)
     with Rest(installed.kubeconfig) as client:
         bind(client, "job-worker", "trainyard-worker", {"kind": "ServiceAccount", "name": "job", "namespace": TENANT})
-        for role in ("view", "edit"):
+        for role in ("view", "edit", "device-admin"):
             bind(client, role, f"{OPERATOR_NAMESPACE}-trainyard-{role}",
                  {"kind": "User", "name": role, "apiGroup": _RBAC})
         yield client
@@ -181,7 +181,9 @@ def test_an_agent_may(rest: Rest, resource: str, group: str) -> None:
 
 @pytest.mark.parametrize(("role", "resource", "may"), [
     ("view", "trainingjobs", READ), ("view", "trainingjobs/status", READ), ("view", "reports", READ),
-    ("view", "worlds", set()), ("edit", "trainingjobs", WRITE), ("edit", "trainingjobs/status", set()),
+    ("view", "worlds", set()), ("view", "nodedevices", READ), ("edit", "nodedevices", set()),
+    ("device-admin", "nodedevices", READ | {"patch", "update"}), ("device-admin", "nodedevices/status", set()),
+    ("device-admin", "trainingjobs", set()), ("edit", "trainingjobs", WRITE), ("edit", "trainingjobs/status", set()),
     ("edit", "worlds", set()), ("edit", "reports", set()),
 ])
 def test_what_aggregation_adds(rest: Rest, role: str, resource: str, may: set[str]) -> None:

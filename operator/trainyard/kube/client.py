@@ -64,11 +64,12 @@ class NotLeading(Exception):
     """A write was attempted by an operator that does not (or no longer) hold the lease."""
 
 
-async def load_configuration(kubeconfig: str | None = None) -> Configuration:
-    """From the named kubeconfig, else $KUBECONFIG, else the pod's service account, else ~/.kube/config."""
+async def load_configuration(kubeconfig: str | None = None, context: str | None = None) -> Configuration:
+    """From the named kubeconfig, else $KUBECONFIG, else the pod's service account, else ~/.kube/config; `context` is
+    one of the kubeconfig's, by default its current one."""
     configuration = Configuration()
-    if kubeconfig or os.environ.get("KUBECONFIG") or not (_SERVICE_ACCOUNT / "token").exists():
-        await kube_config.load_kube_config(config_file=kubeconfig, client_configuration=configuration,
+    if kubeconfig or context or os.environ.get("KUBECONFIG") or not (_SERVICE_ACCOUNT / "token").exists():
+        await kube_config.load_kube_config(config_file=kubeconfig, context=context, client_configuration=configuration,
                                            persist_config=False)
     else:
         kube_config.load_incluster_config(client_configuration=configuration)
