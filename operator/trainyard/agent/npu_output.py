@@ -8,6 +8,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from trainyard.agent.types import Unreadable
 
@@ -69,8 +70,11 @@ def table(text: str) -> dict[Place, str]:
     Raises Unreadable (ToolUnreadable)."""
     first, second = _headers(text)
     found: dict[Place, str] = {}
-    rows = _rows(text)
-    for upper, lower in zip(rows, rows, strict=False):
+    rows = list(_rows(text))
+    borders = [line.strip() for line in text.splitlines() if line.lstrip().startswith(("|", "+"))]
+    if len(rows) % 2 or not (borders[-1].startswith("+") and borders[-1].endswith("+")):
+        raise _unreadable("npu-smi info", "two lines a chip and a border at the end", text[-300:])
+    for upper, lower in zip(rows[::2], rows[1::2], strict=True):
         values = _values(first, upper) | {f"lower {key}": value for key, value in _values(second, lower).items()}
         card, chip = values.get("NPU ID", values.get("NPU", "")), values.get("lower Chip", "0")
         if not card.isdigit() or not chip.isdigit() or not values.get("Health"):
@@ -78,7 +82,7 @@ def table(text: str) -> dict[Place, str]:
         if (int(card), int(chip)) in found:
             raise _unreadable("npu-smi info", f"card {card} chip {chip} once", text)
         found[int(card), int(chip)] = values["Health"]
-    if not found and "No NPU" not in text:
+    if not found:
         raise _unreadable("npu-smi info", "at least one chip below the headers", text)
     return found
 
@@ -90,7 +94,7 @@ def _cells(line: str) -> list[str]:
 def _headers(text: str) -> tuple[list[list[str]], list[list[str]]]:
     """The columns of each cell, in the upper and the lower line of a chip."""
     lines = [line for line in text.splitlines() if line.lstrip().startswith("|")]
-    for upper, lower in zip(lines, lines[1:], strict=False):
+    for upper, lower in pairwise(lines):
         cells = _cells(upper)
         if cells[0].startswith("NPU") and "Health" in cells:
             return [_COLUMNS.findall(cell) for cell in cells[: cells.index("Health") + 1]], [
@@ -167,9 +171,9 @@ def addresses(configuration: str) -> dict[int, str]:
     """Addresses by physical number, from /etc/hccn.conf; those that are none are left out."""
     found = {}
     for line in configuration.splitlines():
-        if match := re.fullmatch(r"\s*address_([0-9]+)\s*=\s*(\S+)\s*", line):
-            if address := _address(match[2]):
-                found[int(match[1])] = address
+        match = re.fullmatch(r"\s*address_([0-9]+)\s*=\s*(\S+)\s*", line)
+        if match and (address := _address(match[2])):
+            found[int(match[1])] = address
     return found
 
 

@@ -30,9 +30,9 @@ class Tool:
         """What it prints. Raises Unreadable: it is missing, fails, hangs or prints too much."""
         line = " ".join((self.name, *arguments))
         if self._stuck is not None and self._stuck.returncode is None:
-            raise Unreadable("ToolHangs", f"{self.name} was killed {time.monotonic() - self._since:.0f} s ago and is not "
-                             f"gone (process {self._stuck.pid} hangs in the driver); it is not started again before. "
-                             "If it stays so, the node has to be restarted")
+            raise Unreadable("ToolHangs", f"{self.name} was killed {time.monotonic() - self._since:.0f} s ago and is "
+                             f"not gone (process {self._stuck.pid} hangs in the driver); it is not started again "
+                             "before. If it stays so, the node has to be restarted")
         self._stuck = None
         try:
             process = await asyncio.create_subprocess_exec(
@@ -46,7 +46,7 @@ class Tool:
         try:
             async with asyncio.timeout(seconds):
                 printed = await _printed(process)
-                code = await process.wait()
+                code = await process.wait() if len(printed) <= _LONGEST else 0
         except TimeoutError:
             raise Unreadable("ToolHangs", f"{line} has not ended within {seconds:.0f} s and was killed; it is tried "
                              "again") from None
@@ -61,7 +61,7 @@ class Tool:
         return text
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """Kill it with its children if it has not ended, and wait a moment for that."""
+        """Kill it with its children if it has not ended, and wait a moment for its end."""
         if process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -69,7 +69,7 @@ class Tool:
         self._stuck, self._since = process, time.monotonic()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAP_SECONDS):
-                await process.wait()
+                await process.communicate()  # wait() alone would wait for ever for a pipe that nobody empties
 
 
 async def _printed(process: asyncio.subprocess.Process) -> bytes:
@@ -78,7 +78,4 @@ async def _printed(process: asyncio.subprocess.Process) -> bytes:
     printed = bytearray()
     while len(printed) <= _LONGEST and (chunk := await process.stdout.read(65536)):
         printed += chunk
-    if len(printed) > _LONGEST:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
     return bytes(printed)
