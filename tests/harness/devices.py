@@ -28,6 +28,8 @@ class Devices:
         self.arguments = (
             "--set", "agent.enabled=true,agent.backend=simulated",
             "--set", f"agent.simulated.hostPath={yard.cluster.shared_path}/simulated/{_FILE}",
+            # A device that works again is trusted after this, not after a minute.
+            "--set", "agent.faultTable.probation.seconds=2",
         )  # fmt: skip
         """What `Yard.install` needs for the agents to run."""
 
@@ -114,3 +116,23 @@ class Devices:
         if not pods:
             raise Timeout(f"no agent on {node}")
         return dict(pods[0])
+
+    def in_agent(self, node: str, code: str) -> str:
+        """What Python code prints in the agent's container on a node."""
+        pod = self.agent(node)["metadata"]["name"]
+        return self.yard.cluster.kubectl("exec", "-n", SYSTEM, pod, "--", "python3", "-c", code)
+
+    def held(self, node: str, resource: str = RESOURCE) -> dict[str, list[str]]:
+        """Devices by the pod (namespace/name) that holds them, as kubelet's PodResources has it."""
+        held: dict[str, list[str]] = {}
+        for device, pod in json.loads(self.in_agent(node, _HELD.format(resource=resource))).items():
+            held.setdefault(pod, []).append(device)
+        return {pod: sorted(devices, key=lambda name: int(name.rpartition("-")[2])) for pod, devices in held.items()}
+
+
+_HELD = """
+import asyncio, json, pathlib
+from trainyard.agent.podresources import PodResources
+asked = PodResources(pathlib.Path("/var/lib/kubelet/pod-resources/kubelet.sock")).holders("{resource}")
+print(json.dumps(asyncio.run(asked)))
+"""
