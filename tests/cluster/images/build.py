@@ -51,6 +51,7 @@ TRAINER = Recipe(
         "trainer-image/requirements.txt",
         "operator/trainyard/__init__.py",
         "operator/trainyard/api",
+        "operator/trainyard/layout",
         "trainer-image/supervisor",
         "trainer-image/trainer",
     ),

@@ -1,4 +1,4 @@
-"""Which model: LLaMA2's published shapes and Hugging Face configs, without importing transformers or torch."""
+"""Which model: a published shape or a Hugging Face config, without importing transformers or torch."""
 
 from __future__ import annotations
 
@@ -7,37 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.api.train import ModelConfig
+from trainyard.layout.shape import LLAMA2, PRESETS
 
 from trainer.errors import ConfigError
 
-LLAMA2: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_act": "silu",
-    "max_position_embeddings": 4096,
-    "initializer_range": 0.02,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "mlp_bias": False,
-}
-
-
-def _shape(hidden: int, inner: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
-    return {**LLAMA2, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "num_key_value_heads": kv_heads}
-
-
-PRESETS = {
-    "tiny": _shape(128, 352, 6, 4, 4),  # 9.4 million parameters, 8.2 of them embeddings
-    "7b": _shape(4096, 11008, 32, 32, 32),
-    "13b": _shape(5120, 13824, 40, 40, 40),
-    "70b": _shape(8192, 28672, 80, 64, 8),
-}
 
 def fields(model: ModelConfig) -> dict[str, Any]:
     """The Hugging Face config fields of the model: the files of `path` or the shape of `size`, `config` over it.

@@ -1,0 +1,208 @@
+"""Which sizes of each dimension a workload allows, and what to say about one that it does not."""
+
+from __future__ import annotations
+
+from trainyard.api.train import ParallelConfig
+from trainyard.layout.problems import InvalidLayout, divisors, nearest
+from trainyard.layout.types import Layout, Workload
+
+PARALLEL = "train.parallel"
+SIZES = ("data", "shard", "tensor", "pipeline", "context")
+
+
+def check(work: Workload) -> None:
+    """Raise InvalidLayout for the first field that was set to what no layout can have, with the legal values next to
+    it; fields are judged one by one, and then together."""
+    asked = work.asked
+    for name in SIZES:
+        _divides(name, getattr(asked, name), work.ranks, "ranks")
+    _check_tensor(work)
+    _check_context(work)
+    _check_pipeline(work)
+    _check_expert(work)
+    _check_product(work)
+    _check_batch(work)
+
+
+def tensor_sizes(work: Workload) -> list[int]:
+    """Tensor groups share key-value heads, the feed-forward, the vocabulary and the positions evenly."""
+    shape = work.shape
+    return [n for n in divisors(shape.kv_heads)
+            if shape.heads % n == 0 and shape.inner % n == 0 and shape.vocabulary % n == 0 and work.sequence % n == 0]
+
+
+def context_sizes(work: Workload) -> list[int]:
+    """Sizes that leave every rank as many positions as any other."""
+    return divisors(work.sequence)
+
+
+def ulysses_sizes(work: Workload, tensor: int, context: int) -> list[int]:
+    """Parts of `context` that the heads of a tensor rank can be shared over, and with which the sequence divides: where
+    keys go round a ring, every rank holds two pieces, one from either end."""
+    return [n for n in divisors(context) if (work.shape.heads // tensor) % n == 0 and work.sequence % context == 0
+            and (n == context or work.sequence % (2 * context) == 0)]  # fmt: skip
+
+
+def legal(work: Workload, layout: Layout) -> bool:
+    """Whether a complete layout holds to every rule."""
+    micros = layout.micro_batches(work.batch)
+    stages = layout.pipeline * layout.chunks
+    return (
+        layout.ranks == work.ranks
+        and layout.tensor in tensor_sizes(work)
+        and layout.context in context_sizes(work)
+        and layout.ulysses in ulysses_sizes(work, layout.tensor, layout.context)
+        and work.sequence // layout.context % layout.tensor == 0
+        and work.batch % (layout.micro * layout.data * layout.shard) == 0
+        and stages <= work.shape.layers
+        and (layout.pipeline == 1 or not work.shape.tied)
+        and (layout.pipeline == 1 or (sum(layout.stage_layers) == work.shape.layers and min(layout.stage_layers) > 0
+                                      and len(layout.stage_layers) % layout.pipeline == 0))
+        and schedule_works(layout.schedule, layout.pipeline, layout.chunks, micros)
+        and max(1, work.shape.experts) % layout.expert == 0
+        and layout.sharding % layout.expert == 0
+    )  # fmt: skip
+
+
+def schedule_works(schedule: str, ranks: int, chunks: int, micros: int) -> bool:
+    """Whether the schedule can be run: as many micro-batches as ranks at least, for the interleaved one in whole
+    rounds of about as many as ranks."""
+    if ranks == 1:
+        return chunks == 1 and schedule == "1F1B"
+    if micros < least_micro_batches(schedule, ranks):
+        return False
+    if schedule == "Interleaved1F1B":
+        return chunks > 1 and micros % (micros // ranks) == 0
+    return chunks == (2 if schedule == "ZBV" else 1)
+
+
+def least_micro_batches(schedule: str | None, ranks: int) -> int:
+    """With fewer, torch refuses the schedule."""
+    return 2 * ranks - 1 if schedule == "ZBV" else ranks
+
+
+def _divides(name: str, value: int | None, whole: int, what: str) -> None:
+    if value is not None and whole % value:
+        raise InvalidLayout(f"{PARALLEL}.{name}", f"{value} does not divide the {whole} {what}; the nearest values "
+                                                  f"that do are {nearest(value, divisors(whole))}")
+
+
+def _check_tensor(work: Workload) -> None:
+    value, legal_sizes = work.asked.tensor, tensor_sizes(work)
+    if value is None or value in legal_sizes:
+        return
+    shape = work.shape
+    what = {"key-value heads": shape.kv_heads, "attention heads": shape.heads, "feed-forward width": shape.inner,
+            "vocabulary": shape.vocabulary, "sequence length": work.sequence}  # fmt: skip
+    name, size = next((name, size) for name, size in what.items() if size % value)
+    raise InvalidLayout(f"{PARALLEL}.tensor", f"{value} does not divide the model's {name}, {size}; the nearest values "
+                                              f"that are legal here are {nearest(value, legal_sizes)}")
+
+
+def _check_context(work: Workload) -> None:
+    asked = work.asked
+    if asked.context is not None and not ulysses_sizes(work, asked.tensor or 1, asked.context):
+        sizes = [n for n in divisors(work.sequence) if ulysses_sizes(work, asked.tensor or 1, n)]
+        raise InvalidLayout(f"{PARALLEL}.context",
+                            f"sequenceLength {work.sequence} does not divide evenly over {asked.context} ranks, two "
+                            f"pieces each where keys go round a ring; the nearest values that are legal here are "
+                            f"{nearest(asked.context, sizes)}")
+    if asked.ulysses is None:
+        return
+    if asked.context is not None and asked.context % asked.ulysses:
+        raise InvalidLayout(f"{PARALLEL}.ulysses", f"{asked.ulysses} does not divide context, {asked.context}; the "
+                            f"nearest values that do are {nearest(asked.ulysses, divisors(asked.context))}")
+    heads = work.shape.heads // (asked.tensor or 1)
+    if heads % asked.ulysses:
+        raise InvalidLayout(f"{PARALLEL}.ulysses",
+                            f"{asked.ulysses} does not divide the {heads} heads of a tensor rank; the "
+                            f"nearest values that do are {nearest(asked.ulysses, divisors(heads))}")
+
+
+def _check_pipeline(work: Workload) -> None:
+    asked, layers = work.asked, work.shape.layers
+    chunks = 2 if asked.schedule in ("ZBV", "Interleaved1F1B") else 1
+    if asked.pipeline not in (None, 1) and work.shape.tied:
+        raise InvalidLayout(f"{PARALLEL}.pipeline", f"{asked.pipeline}, but the model ties embedding and head, which "
+                                                    f"would be on two ranks; the only legal value is 1")
+    if asked.pipeline == 1 and (asked.schedule or asked.stage_layers):
+        name = "schedule" if asked.schedule else "stageLayers"
+        raise InvalidLayout(f"{PARALLEL}.{name}", "is for a pipeline, but pipeline is 1; leave it out")
+    if asked.pipeline is not None and asked.pipeline * chunks > layers:
+        sizes = [n for n in divisors(work.ranks) if n * chunks <= layers]
+        raise InvalidLayout(f"{PARALLEL}.pipeline", f"{asked.pipeline} x {chunks} stages would leave some of them "
+                            f"without one of the {layers} layers; the nearest legal values are "
+                            f"{nearest(asked.pipeline, sizes)}")
+    given = asked.stage_layers
+    if given is None:
+        return
+    if min(given) < 1:
+        raise InvalidLayout(f"{PARALLEL}.stageLayers", f"stage {given.index(0)} is empty; every stage needs a layer")
+    if sum(given) != layers:
+        raise InvalidLayout(f"{PARALLEL}.stageLayers", f"the stages have {sum(given)} layers together, the model has "
+                                                       f"{layers}")
+    if asked.pipeline is not None and len(given) % asked.pipeline:
+        counts = [n * asked.pipeline for n in (1, 2, 3, 4)]
+        raise InvalidLayout(f"{PARALLEL}.stageLayers", f"{len(given)} stages do not go evenly over pipeline, "
+                            f"{asked.pipeline}, ranks; the nearest numbers of stages that do are "
+                            f"{nearest(len(given), counts)}")
+
+
+def _check_expert(work: Workload) -> None:
+    value, experts = work.asked.expert, work.shape.experts
+    if value is None or value == 1:
+        return
+    if not experts:
+        raise InvalidLayout(f"{PARALLEL}.expert", f"{value}, but the model has no experts; leave it out or set 1")
+    if experts % value:
+        raise InvalidLayout(f"{PARALLEL}.expert", f"{value} does not divide the model's {experts} experts; the nearest "
+                                                  f"values that do are {nearest(value, divisors(experts))}")
+
+
+def _check_product(work: Workload) -> None:
+    sizes = {name: value for name in SIZES if (value := getattr(work.asked, name)) is not None}
+    product = 1
+    for value in sizes.values():
+        product *= value
+    words = " x ".join(f"{name} {value}" for name, value in sizes.items())
+    if len(sizes) == len(SIZES) and product != work.ranks:
+        name = max(sizes, key=lambda each: sizes[each])
+        raise InvalidLayout(f"{PARALLEL}.{name}", f"{words} is {product}, but the job has {work.ranks} ranks")
+    if work.ranks % product:
+        name, value = max(sizes.items(), key=lambda each: each[1])
+        rest = product // value
+        fitting = divisors(work.ranks // rest) if work.ranks % rest == 0 else divisors(work.ranks)
+        raise InvalidLayout(f"{PARALLEL}.{name}", f"{words} is {product}, which does not divide the {work.ranks} "
+                            f"ranks; with the others as they are, the nearest legal values are "
+                            f"{nearest(value, fitting)}")
+
+
+def _check_batch(work: Workload) -> None:
+    asked = work.asked
+    unit = (work.micro or 1) * (asked.data or 1) * (asked.shard or 1)
+    if work.batch % unit:
+        near = nearest(work.batch, [unit * (work.batch // unit), unit * (work.batch // unit + 1)])
+        raise InvalidLayout("train.batchSize",
+                            f"{work.batch} does not divide over microBatchSize {work.micro or 1} x data "
+                            f"{asked.data or 1} x shard {asked.shard or 1} = {unit} samples; the nearest that do "
+                            f"are {near}")
+
+
+def nothing_left(work: Workload) -> InvalidLayout:
+    """Every field is good by itself, but no layout has them all: say what may be changed."""
+    shape, asked = work.shape, work.asked
+    said = {name: value for name in (*SIZES, "expert") if (value := getattr(asked, name)) is not None}
+    stated = ", ".join(f"{name} {value}" for name, value in said.items()) or "nothing set"
+    widest = max((n for n in divisors(work.batch // (work.micro or 1)) if work.ranks % n == 0), default=1)
+    field = next(iter(said), "data") if said else ""
+    return InvalidLayout(
+        f"{PARALLEL}.{field}" if field else "train.batchSize",
+        f"no layout of {work.ranks} ranks is legal with {stated}: a batch of {work.batch} samples feeds at most "
+        f"{widest} ranks of data x shard, tensor divides {shape.kv_heads} key-value heads (legal: "
+        f"{', '.join(map(str, tensor_sizes(work)))}), pipeline is at most {shape.layers} with no fewer micro-batches "
+        f"than that; a batchSize that is a multiple of {work.ranks} always works with nothing else set")
+
+
+def is_empty(asked: ParallelConfig) -> bool:
+    """Whether everything is left to the planner."""
+    return not asked.model_dump(exclude_none=True)
