@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from kubernetes.aio.config.config_exception import ConfigException
 
-from trainyard.cli import devices
+from trainyard.cli import devices, plan
 from trainyard.cli.errors import Refused
 from trainyard.kube.client import ApiError, Client, load_configuration
 
-COMMANDS = (devices,)
+COMMANDS = (devices, plan)
 """The modules of the subcommands."""
 
 
@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it was done, 1 with a sentence on stderr if not."""
     arguments = parser().parse_args(argv)
     try:
+        if getattr(arguments, "offline", None) is not None:  # needs no cluster
+            code: int = arguments.offline(arguments)
+            return code
         return asyncio.run(_run(arguments))
     except (Refused, ApiError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -21,17 +21,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table. Returns 0, or 1 with one line on stderr if there is no layout."""
     given = parser().parse_args(arguments)
     try:
-        print(report(given.job.read_text(), nodes=given.nodes, device=given.device, memory=given.memory,
-                     rows=given.rows, explain=given.explain))  # fmt: skip
+        print(answer(given))
     except (ValueError, OSError) as error:
         print(f"{given.job}: {told(error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def parser(program: str = "python -m trainyard.layout") -> argparse.ArgumentParser:
+def answer(given: argparse.Namespace) -> str:
+    """What is asked for with the options. Raises ValueError and OSError."""
+    return report(given.job.read_text(), nodes=given.nodes, device=given.device, memory=given.memory, rows=given.rows,
+                  explain=given.explain)  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
     """The options, which `kubectl trainyard plan` has as well."""
-    made = argparse.ArgumentParser(prog=program, description="Rank the parallel layouts of a TrainingJob offline.")
+    made = argparse.ArgumentParser(prog="python -m trainyard.layout", description="Rank the parallel layouts of a TrainingJob offline.")
     add_options(made)
     return made
 

@@ -12,7 +12,7 @@ MASTER = 4  # bytes of a parameter and of a reduced gradient: fp32
 ADAM = 8  # bytes of both moments: fp32
 
 
-Peak = tuple[float, ...]
+Peak = tuple[float, float, float, float, float, float, float, float]
 """A Memory without its overhead, as a plain tuple: a plan looks at tens of thousands of them."""
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from trainyard.api.generate import REPOSITORY
+from trainyard.cli import __main__ as command_line
 from trainyard.layout.__main__ import main
 
 EXAMPLE = str(REPOSITORY / "examples" / "llama2-7b-ascend.yaml")
@@ -43,3 +44,10 @@ def test_what_is_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     path.write_text("kind: Pod")
     assert main([str(path)]) == 1
     assert "expected one TrainingJob, found 0" in capsys.readouterr().err
+
+
+def test_kubectl_trainyard_plan_is_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["plan", EXAMPLE, "--rows", "2"]) == 0
+    assert "32 x 910B" in capsys.readouterr().out
+    assert command_line.main(["plan", EXAMPLE, "--device", "abacus"]) == 1
+    assert "unknown device" in capsys.readouterr().err
