@@ -36,7 +36,8 @@ def answer(given: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The options, which `kubectl trainyard plan` has as well."""
-    made = argparse.ArgumentParser(prog="python -m trainyard.layout", description="Rank the parallel layouts of a TrainingJob offline.")
+    made = argparse.ArgumentParser(prog="python -m trainyard.layout",
+                                   description="Rank the parallel layouts of a TrainingJob offline.")
     add_options(made)
     return made
 
