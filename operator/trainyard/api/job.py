@@ -114,7 +114,8 @@ class TrainingJobSpec(Model):
     devices: Devices | None = None
     """Accelerators; absent means CPU."""
     topology: Topology | None = None
-    """How near to each other the pods have to be; absent: as few super-pods, then racks, then nodes as possible."""
+    """How near to each other the pods have to be; absent: one pod a node while there are enough of
+    them, in as few super-pods, then racks as possible."""
     runtime: Literal["torch", "mindspore"] = "torch"
     """How the ranks of `command` find each other: by torch's environment, or by MindSpore's dynamic cluster."""
     placement: Literal["Planner", "Scheduler"] = "Planner"

@@ -129,11 +129,18 @@ class Cluster:
 
     def priority(self, job: JobView) -> int:
         """Value of the job's priority class, else of the cluster's default, else 0."""
+        found = self._class(job)
+        return found.value if found else 0
+
+    def preempts(self, job: JobView) -> bool:
+        """Whether its priority class lets the job take the places of others."""
+        found = self._class(job)
+        return found is None or found.preempts
+
+    def _class(self, job: JobView) -> PriorityClass | None:
         name = job.spec.get("priorityClassName")
         named = self.classes.get(name) if isinstance(name, str) else None
-        if named:
-            return named.value
-        return next((known.value for _, known in self.classes if known.default), 0)
+        return named or next((known for _, known in self.classes if known.default), None)
 
     def _listen(self) -> None:
         self.jobs.listen(self._job_changed)

@@ -91,7 +91,8 @@ class Reconciler:
     def _judge(self, job: JobView, memory: Memory, rendered: RenderedJob | None) -> tuple[Plan, list[str]]:
         """The plan, with its pods entered in the books before any other job is planned: nothing here awaits."""
         ahead = self._waitlist.ahead(job.key, self._cluster.priority(job), snapshot.waiting_since(job))
-        snap = snapshot.take(self._cluster, job, memory, rendered=rendered, ahead=ahead, settings=self._settings)
+        snap = snapshot.take(self._cluster, job, memory, rendered=rendered, ahead=ahead, settings=self._settings,
+                             preemptor=self._waitlist.preemptor(job.key))
         begun = time.perf_counter()
         plan = self._plan(snap)
         self._metrics.plan_seconds.observe(time.perf_counter() - begun)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
 from trainyard.build import RenderedJob, admitted_hash, pod
 from trainyard.controller.cluster import Cluster
+from trainyard.controller.occupants import occupants
 from trainyard.controller.status import read_status
 from trainyard.fleet.devices import Accelerators
 from trainyard.kube.times import instant
@@ -61,7 +62,7 @@ def describe(error: ValidationError) -> str:
 
 
 def take(cluster: Cluster, job: JobView, memory: Memory, *, rendered: RenderedJob | None, ahead: tuple[Waiting, ...],
-         settings: Settings) -> Snapshot:
+         settings: Settings, preemptor: Waiting | None = None) -> Snapshot:
     """The snapshot. Its books are live: use it before anything else runs."""
     spec, wrong = parse_spec(job, memory)
     status, ignored = read_status(job.status)
@@ -84,7 +85,15 @@ def take(cluster: Cluster, job: JobView, memory: Memory, *, rendered: RenderedJo
         nodes=_nodes(cluster, ours, demand), devices=_devices(cluster, ours, status),
         books=Books(nodes=cluster.node_views, used=cluster.ledger.used, pods=cluster.ledger.pods),
         quotas=_quotas(cluster, job.namespace, demand), ahead=ahead, settings=settings,
+        may_preempt=cluster.preempts(job), preemptor=preemptor,
+        occupants=occupants(cluster, job) if _incomplete(spec, ours) else (),
         new_token=secrets.token_urlsafe(32))
+
+
+def _incomplete(spec: TrainingJobSpec | None, pods: list[OwnPod]) -> bool:
+    """Whether pods of the job may have to be placed."""
+    alive = {pod.view.index for pod in pods if not pod.view.ended}
+    return spec is not None and spec.placement == "Planner" and len(alive) < spec.num_nodes
 
 
 def _taken(memory: Memory) -> set[str]:

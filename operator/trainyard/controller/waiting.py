@@ -23,6 +23,7 @@ class Waitlist:
         self._queue = queue
         self._jobs: dict[str, Waiting] = {}
         self._order: list[Order] = []
+        self._wanted: dict[str, str] = {}  # a job that gives up its places, and for which
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -34,10 +35,16 @@ class Waitlist:
             return
         if old := self._jobs.pop(key, None):
             del self._order[bisect.bisect_left(self._order, _order(key, old.priority, old.since))]
+            for other in old.preempts:
+                if self._wanted.get(other) == key:
+                    del self._wanted[other]
             if waiting is None:
                 self._changed.set()  # it is out of the way of those behind it
         if waiting is not None:
             self._jobs[key] = waiting
+            self._wanted |= dict.fromkeys(waiting.preempts, key)
+            for other in waiting.preempts:
+                self._queue.add(other)
             bisect.insort(self._order, _order(key, waiting.priority, waiting.since))
 
     def ahead(self, key: str, priority: int, since: datetime) -> tuple[Waiting, ...]:
@@ -47,9 +54,14 @@ class Waitlist:
         end = bisect.bisect_left(self._order, _order(key, priority, since))
         return tuple(self._jobs[name] for _, _, name in self._order[:end])
 
+    def preemptor(self, key: str) -> Waiting | None:
+        """The waiting job that this one gives up its places for."""
+        return self._jobs.get(self._wanted.get(key, ""))
+
     def clear(self) -> None:
         """Forget all jobs; those that still wait are noted again when they are planned."""
         self._jobs.clear()
+        self._wanted.clear()
         self._order.clear()
 
     def capacity(self) -> None:

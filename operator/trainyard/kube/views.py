@@ -105,6 +105,7 @@ class PriorityClass:
 
     value: int
     default: bool
+    preempts: bool = True  # preemptionPolicy is not Never
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,4 +304,5 @@ def quota(raw: Object, old: RawQuota | None = None) -> RawQuota:
 
 def priority_class(raw: Object, old: PriorityClass | None = None) -> PriorityClass:
     """Of a PriorityClass."""
-    return PriorityClass(int(raw.get("value") or 0), bool(raw.get("globalDefault")))
+    return PriorityClass(int(raw.get("value") or 0), bool(raw.get("globalDefault")),
+                         raw.get("preemptionPolicy") != "Never")

@@ -25,6 +25,7 @@ from trainyard.plan.master import master
 from trainyard.plan.missing import missing
 from trainyard.plan.moves import moves
 from trainyard.plan.placement import placement
+from trainyard.plan.preemption import preempted
 from trainyard.plan.progress import progress
 from trainyard.plan.recover import recover
 from trainyard.plan.recoveries import recoveries
@@ -44,7 +45,7 @@ CHAIN: tuple[Policy, ...] = (
     # has it ended?
     finished, success, deadline,
     # may it run?
-    invalid, changed, suspend, resume, admission,
+    invalid, changed, suspend, resume, preempted, admission,
     # what went wrong? (faults are only collected)
     lost_world, devices, losses, failure, missing, moves, hang,
     # one write answers all of it

@@ -38,7 +38,10 @@ def _waits(turn: Turn) -> Turn:
         now, before = find(turn.status, kind), find(turn.snap.status, kind)
         news = now is not None and now.status == "False" and (before is None or before.reason != now.reason)
         if now is not None and news and now.reason not in ("Suspended", "Resumed", "NotAccepted", "Withdrawn"):
-            turn = _say(turn, why, f"{now.reason}: {now.message}", kind == "Accepted")
+            if now.reason in ("Preempted", "Preempting"):
+                turn = _say(turn, now.reason, now.message, now.reason == "Preempted")
+            else:
+                turn = _say(turn, why, f"{now.reason}: {now.message}", kind == "Accepted")
     if turn.status.withdrawals > turn.snap.status.withdrawals:
         turn = _say(turn, "Withdrawn", _message(turn, "Scheduled"), True)
     return turn

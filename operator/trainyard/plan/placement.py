@@ -13,7 +13,9 @@ from trainyard.placement.place import check_quota, place
 from trainyard.plan.conditions import find
 from trainyard.plan.gang import trained
 from trainyard.plan.naming import pod_name
+from trainyard.plan.preemption import PREEMPTED, Room, make_room, preempting, still_preempted
 from trainyard.plan.recover import drain_seconds, raised
+from trainyard.plan.suspend import is_draining
 from trainyard.plan.times import fine_stamp, moment, seconds_between
 from trainyard.plan.turn import Turn
 from trainyard.plan.types import CreatePod, Rendering, Waiting
@@ -37,7 +39,8 @@ def placement(turn: Turn) -> Turn:
         return turn.look_again(seconds_between(turn.now, retry))
     nodes = _obstacle(start, rendering) or _nodes(start, rendering)
     if isinstance(nodes, Obstacle):
-        return _waits(turn, rendering, nodes, len(wanted))
+        room = make_room(turn, nodes, lambda books: find_places(start, rendering, books)) if _planner(start) else None
+        return _waits(turn, rendering, nodes, len(wanted), room)
     if _planner(start):
         start = start.judge("Scheduled", "True", "Placed", f"All {start.gang.size} pods have a place.")
     made = tuple(CreatePod(index, _incarnation(start, index), nodes[index]) for index in wanted)
@@ -59,7 +62,7 @@ def _incarnation(turn: Turn, index: int) -> int:
 def _started_world(turn: Turn) -> Turn:
     """The World of a gang that starts or resumes; any other job has its World already."""
     world, snap = turn.world, turn.snap
-    if world is not None and not (world.phase == "Drain" and world.cause.kind == "Suspended"):
+    if world is not None and not (is_draining(turn) or is_draining(turn, PREEMPTED)):
         return turn
     size = turn.spec.num_nodes
     if world is None:
@@ -149,12 +152,14 @@ def _claims(turn: Turn) -> Sequence[Waiting]:
     )  # fmt: skip
 
 
-def _waits(turn: Turn, rendering: Rendering, obstacle: Obstacle, count: int) -> Turn:
+def _waits(turn: Turn, rendering: Rendering, obstacle: Obstacle, count: int, room: Room | None) -> Turn:
     since = _waiting_since(turn)
+    claims = obstacle.reason not in NOT_ABOUT_NODES
+    obstacle = preempting(obstacle, room) if room else still_preempted(turn, obstacle)
     turn = turn.judge("Scheduled", "False", obstacle.reason, obstacle.message)
     key = f"{turn.snap.namespace}/{turn.snap.name}"
-    claims = obstacle.reason not in NOT_ABOUT_NODES
-    waiting = Waiting(key, turn.snap.priority, since, count, rendering.demand, claims, nearness(turn))
+    told = tuple(one.key for one in room.all) if room else ()
+    waiting = Waiting(key, turn.snap.priority, since, count, rendering.demand, claims, nearness(turn), told)
     turn = replace(turn, waiting=waiting).look_again(LOOK_AGAIN_SECONDS)
     for entry in turn.status.avoid:
         until = moment(entry.until)

@@ -33,18 +33,16 @@ def suspend(turn: Turn) -> Turn:
     return removal(current(turn), turn.snap.pods).stop()
 
 
-def is_draining(turn: Turn) -> bool:
-    """Whether the World says Drain for the sake of a suspension."""
-    return turn.world is not None and turn.world.phase == "Drain" and turn.world.cause.kind == "Suspended"
+def is_draining(turn: Turn, kind: str = "Suspended") -> bool:
+    """Whether the World says Drain for the sake of a suspension, or of another such cause."""
+    return turn.world is not None and turn.world.phase == "Drain" and turn.world.cause.kind == kind
 
 
-def drain(turn: Turn) -> Turn:
+def drain(turn: Turn, kind: str = "Suspended", culprit: str = "spec.suspend") -> Turn:
     """The World with phase Drain. Its cause says since when, and keeps the counters."""
-    if turn.world is None or is_draining(turn):
+    if turn.world is None or is_draining(turn, kind):
         return turn
-    cause = turn.world.cause.model_copy(
-        update={"kind": "Suspended", "culprit": "spec.suspend", "at": fine_stamp(turn.now)}
-    )
+    cause = turn.world.cause.model_copy(update={"kind": kind, "culprit": culprit, "at": fine_stamp(turn.now)})
     return turn.with_world(turn.world.model_copy(update={"phase": "Drain", "cause": cause}))
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
 from trainyard.api.protocol import ReportSpec, WorldSpec
 from trainyard.fleet.devices import Accelerators
-from trainyard.placement.books import Books, Demand, Nearness
+from trainyard.placement.books import Books, Demand, Nearness, Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,19 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Occupant:
+    """Another job, that holds places."""
+
+    key: str  # namespace/name
+    priority: int
+    created: datetime
+    places: Mapping[str, str]  # namespace/name of its pods, and their nodes
+    requests: Resources  # of each
+    at_risk: float = 0.0  # seconds of training that it may lose by leaving
+    leaving: bool = False  # it gives its places back already
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The operator's own settings that policies read."""
 
@@ -175,6 +188,9 @@ class Snapshot:
     books: Books = field(default_factory=lambda: Books(nodes={}))
     quotas: tuple[Quota, ...] = ()
     ahead: tuple[Waiting, ...] = ()  # waiting jobs that come before this one, in order
+    may_preempt: bool = True  # its priority class does not say preemptionPolicy: Never
+    occupants: tuple[Occupant, ...] = ()  # jobs of lower priority that hold places; only looked for if pods are missing
+    preemptor: Waiting | None = None  # the job that wants this one's places
     settings: Settings = field(default_factory=Settings)
     new_token: str = ""  # fresh random text, for a World that must be made
 

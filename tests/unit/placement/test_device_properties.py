@@ -173,7 +173,9 @@ STEPS = st.lists(st.tuples(st.sampled_from(["place", "place", "remove", "tell"])
 @settings(max_examples=150, deadline=None)
 @given(clusters(ill=True), STEPS)
 def test_kubelet_finds_a_legal_set_wherever_a_pod_is_placed(books: Books, steps: Any) -> None:
-    """Whatever is told how late, no device is given twice, and at the end the books are as they were."""
+    """No device is given twice, and at the end the books are as they were, whatever is told how late; but a pod that
+    leaves before anybody told what it held takes its order with it, and the others' choice can only be guessed: kubelet
+    refuses then, and the pod is placed again."""
     real, jobs = Kubelets(books), {}
     for number, (what, which, count, pods) in enumerate(steps):
         if what == "place":
@@ -187,6 +189,8 @@ def test_kubelet_finds_a_legal_set_wherever_a_pod_is_placed(books: Books, steps:
                 assert len(places) == 1 or not _cut(real, places), "devices without network in a job of several nodes"
         elif what == "remove" and jobs:
             places, count = jobs.pop(sorted(jobs)[which % len(jobs)])
+            for node in places.values():  # see the docstring
+                real.tell(node)
             real.books = real.books.release(places, demand({NPU: count}).requests)
             for pod in places:
                 real.remove(pod)
