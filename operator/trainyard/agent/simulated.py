@@ -136,7 +136,7 @@ class SimulatedNode(Model):
 class SimulatedCluster(Model):
     """The whole file."""
 
-    nodes: dict[str, SimulatedNode] = Field(default_factory=dict)
+    nodes: dict[str, SimulatedNode]
     """By a node's name, by labels it must have (pool=npu,disk!=slow), or * for all others. A node without an entry has
     no devices."""
 
@@ -185,7 +185,8 @@ def _fill(text: str, node: str, device: int) -> str:
 def parse(text: str) -> SimulatedCluster:
     """Read a file. Raises Unreadable that names every wrong field."""
     try:
-        return SimulatedCluster.model_validate(yaml.load(text, Loader=_Loader) or {})
+        # An empty file is one that somebody is writing just now, not a cluster without devices.
+        return SimulatedCluster.model_validate(yaml.load(text, Loader=_Loader))
     except yaml.YAMLError as error:
         raise Unreadable("InvalidDevices", f"not YAML: {error}") from error
     except ValidationError as error:
