@@ -130,16 +130,22 @@ def open_data(config: TrainConfig, run: Run, gang: Gang, vocab_size: int) -> tup
 
 def parallel_model(config: TrainConfig, gang: Gang, layout: Layout, fields: dict[str, Any],
                    precision: Precision) -> ParallelModel:
-    """The model, spread over the ranks before it has any weights, so that none ever holds it whole."""
+    """The model, spread over the ranks before it has any weights, so that none ever holds it whole. Its parameters hold
+    nothing of meaning yet: a checkpoint or first_weights() fills them."""
     complete = build.complete(fields)
     mesh = Mesh(layout, gang.device, gang.rank)
     model = parallelize(lambda: build.on_meta(complete), mesh, precision, config.activation_checkpointing)
+    build.give_storage(model, gang.device)
+    return model
+
+
+def first_weights(model: ParallelModel, config: TrainConfig, gang: Gang) -> None:
+    """What training begins with when there is no checkpoint."""
     if config.model.path is not None:
         folder = Path(config.model.path)
-        together(gang, lambda: build.give_weights(model, gang.device, lambda part: weights.read(part, folder)))
+        together(gang, lambda: weights.read(model, folder))
     else:
-        build.give_weights(model, gang.device, lambda part: weights.draw(part, config.seed))
-    return model
+        weights.draw(model, config.seed)
 
 
 @dataclass
@@ -184,10 +190,11 @@ class Loop:
         return {"samples": self.samples, "updates": self.optimizer.updates, **scale}
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that verifies, if there is one."""
+        """Go on from the newest checkpoint that verifies; if there is none, with the first weights."""
         root = self.run_.checkpoint
         if root is None:
             say(self.gang, "no checkpoint folder: nothing is saved")
+            first_weights(self.model, self.config, self.gang)
             self.progress.update(durableStep=0)
             return
         generation = tell_all(self.gang, lambda: self.claim(root))
@@ -196,9 +203,10 @@ class Loop:
         self.saver = Saver(root, self.gang, generation, self.run_.keep, self.identity, self.committed, self.save_failed)
         self.saver.damaged = choice.damaged
         if choice.path is None or choice.marker is None:
+            first_weights(self.model, self.config, self.gang)
             return
         started = time.monotonic()
-        resume.load(choice.path, self.gang, self.state())
+        resume.load(choice.path, self.state())
         counters = choice.marker.training
         self.step = self.save_begun = choice.marker.step
         self.samples, self.optimizer.updates = counters["samples"], counters["updates"]

@@ -42,9 +42,14 @@ def restore_buffers(model: Any, device: torch.device) -> None:
     model.model.rotary_emb = type(rotary)(config=model.config).to(device)
 
 
-def give_weights(model: Any, device: torch.device, fill: Callable[[Any], None]) -> None:
-    """Storage, buffers and first weights for every stage of a ParallelModel; `fill` draws or reads them."""
+def give_storage(model: Any, device: torch.device) -> None:
+    """Storage without values, and the buffers, for every stage of a ParallelModel."""
     for stage in model.stages:
         weights.materialise(stage, device)
         restore_buffers(stage, device)
+
+
+def give_weights(model: Any, device: torch.device, fill: Callable[[Any], None]) -> None:
+    """Storage, buffers and first weights for every stage of a ParallelModel; `fill` draws or reads them."""
+    give_storage(model, device)
     fill(model)
