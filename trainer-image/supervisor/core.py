@@ -429,7 +429,8 @@ class Core(Master):
     def _progress(self, event: e.ProgressSeen) -> None:
         if event.run != self.run or self.me.index != 0:
             return
-        urgent = self._report.take_progress(event.progress, event.warnings, self._wall)
+        wall = self._wall if event.at is None else event.at
+        urgent = self._report.take_progress(event.progress, event.warnings, wall)
         wait = self._progress_at + (URGENT_EVERY if urgent else PROGRESS_EVERY) - self._now
         if wait <= 0:
             self._progress_now()

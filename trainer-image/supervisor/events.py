@@ -109,6 +109,7 @@ class Exit:
     text: str = ""
     step: Optional[int] = None
     oom: bool = False
+    at: float = 0.0  # seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,7 @@ class ProgressSeen:
     run: Run
     progress: Mapping[str, Any]  # as in Report.progress, checked
     warnings: Tuple[Tuple[str, str], ...] = ()  # (reason, message)
+    at: Optional[float] = None  # when it was written, seconds since 1970
 
 
 @dataclass(frozen=True)

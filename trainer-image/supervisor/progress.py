@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
@@ -40,11 +41,17 @@ def _words(value: Any) -> str:
     return value[:32]
 
 
+def _time(value: Any) -> str:
+    text = _words(value)
+    datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.9 knows no Z
+    return text
+
+
 FIELDS: Dict[str, Callable[[Any], Any]] = {
     "step": _whole(STEP), "steps": _whole(STEP), "durableStep": _whole(STEP), "tokensPerSecond": _whole(COUNT),
     "data": _whole(COUNT), "shard": _whole(COUNT), "tensor": _whole(COUNT), "pipeline": _whole(COUNT),
     "context": _whole(COUNT), "expert": _whole(COUNT), "loss": _decimal, "evaluationLoss": _decimal,
-    "secondsPerStep": _decimal, "activity": _words,
+    "secondsPerStep": _decimal, "activity": _words, "connectedAt": _time, "restoredAt": _time,
 }
 
 

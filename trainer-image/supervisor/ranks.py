@@ -39,6 +39,7 @@ class Rank:
         self.code: Optional[int] = None
         self.told = False
         self.tell_at = 0.0
+        self.ended_at = 0.0  # seconds since 1970
 
 
 class Ranks:
@@ -228,6 +229,7 @@ class Ranks:
         rank.code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         if rank.process is not None:
             rank.process.returncode = rank.code  # so that subprocess never waits for a pid that may be another's by now
+        rank.ended_at = time.time()
         rank.tell_at = time.monotonic() + (LAST_WORDS if rank.code else 0)
 
     def deadline(self) -> Optional[float]:
@@ -265,7 +267,7 @@ class Ranks:
         except ValueError:
             pass  # it never told
         reason = f"MindSpore's scheduler: {verdict.reason}" if rank.scheduler else verdict.reason
-        return Exit(rank.rank, rank.code, verdict.root, reason, verdict.text, step, oom)
+        return Exit(rank.rank, rank.code, verdict.root, reason, verdict.text, step, oom, rank.ended_at)
 
     def _read_progress(self) -> None:
         if self._poll_at is None:
@@ -290,7 +292,7 @@ class Ranks:
             self._garbage_seen = seen
             return
         self._progress_seen = seen
-        self._post(ProgressSeen(self._run, parsed.fields, parsed.warnings))
+        self._post(ProgressSeen(self._run, parsed.fields, parsed.warnings, found.st_mtime))
 
     def _tell_garbage(self, error: ValueError) -> None:
         if not self._garbage_told:

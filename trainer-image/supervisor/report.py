@@ -112,4 +112,6 @@ class Report:
         }
         if failure.step is not None:
             spec["step"] = failure.step
+        if failure.at:
+            spec["at"] = timestamp(failure.at)
         return spec

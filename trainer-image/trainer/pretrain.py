@@ -47,6 +47,7 @@ def pretrain(config: TrainConfig, run: Run) -> int:
     batch_size = configs.batch_size(config, layout)
     identity = shape.identity(fields)
     progress = Progress(run.progress, steps=config.steps, **layout.fields())
+    progress.note("connectedAt")
     if already_exported(config, run, gang, identity):
         say(gang, f"the model of step {config.steps} is exported already, nothing to do")
         progress.update(step=config.steps, durableStep=config.steps)
@@ -66,6 +67,7 @@ def pretrain(config: TrainConfig, run: Run) -> int:
 
     loop = Loop(config, run, gang, model, optimizer, training, validation, batch_size, precision, progress, identity)
     loop.resume()
+    progress.note("restoredAt")
     drained = loop.run()
     if drained:
         return EXIT_DRAINED

@@ -27,6 +27,7 @@ class Progress:
         self._warnings: dict[str, dict[str, str]] = {}
         self._seconds: deque[float] = deque(maxlen=21)
         self._written = 0.0
+        self._stepped = False
         self._lock = threading.Lock()
 
     def step(self, step: int, seconds: float, **fields: Any) -> None:
@@ -34,8 +35,14 @@ class Progress:
         with self._lock:
             self._seconds.append(seconds)
             self._fields.update(step=step, secondsPerStep=round(median(self._seconds), 4), **fields)
-            if time.monotonic() - self._written >= WRITE_SECONDS:
+            if not self._stepped or time.monotonic() - self._written >= WRITE_SECONDS:
+                self._stepped = True  # recoveries are measured up to the first
                 self._write()
+
+    def note(self, moment: str) -> None:
+        """Field `moment` is now; written with the next word."""
+        with self._lock:
+            self._fields[moment] = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
     def update(self, **fields: Any) -> None:
         """Other facts, written at once."""

@@ -264,12 +264,18 @@ class CheckpointStatus(Lenient):
 class PhaseSeconds(Lenient):
     """Where the time of a recovery went, in milliseconds (whole numbers, so that every client reads them alike)."""
 
+    detect: Count | None = None
+    """From the fault, where its time is known, to the operator's knowing."""
     decide: Count | None = None
     """From the report or the loss seen to the new generation written."""
     replace: Count | None = None
-    """Until every pod of the new generation was there and its ranks' group formed."""
+    """Until old processes were gone and every pod of the new generation was there: all members have joined."""
+    rendezvous: Count | None = None
+    """Until the ranks ran and their process groups were made, where the program says so."""
+    restore: Count | None = None
+    """Until model and optimizer were restored, where the program says so."""
     first_step: Count | None = None
-    """From the formed group to the next finished step."""
+    """Until the next finished step."""
     total: Count | None = None
     """The sum."""
 

@@ -33,6 +33,8 @@ class Cause(Lenient):
     """Pod, rank or node, and what it said."""
     at: Time | None = None
     """When the loss was seen."""
+    happened: Time | None = None
+    """When it happened, as far as a pod could tell."""
     step: Step | None = None
     """The last finished step that was known then."""
     total: Count = 0
@@ -96,6 +98,8 @@ class Failure(Lenient):
     """The last lines it printed."""
     oom: bool = False
     """The kernel killed it for want of memory."""
+    at: Time | None = None
+    """When it ended."""
 
 
 class RankProgress(Lenient):
@@ -127,6 +131,10 @@ class RankProgress(Lenient):
     """Ranks that share out the experts."""
     first_step_at: Time | None = None
     """When the first step of this generation was finished."""
+    connected_at: Time | None = None
+    """When this generation's process groups were made, if the program says so."""
+    restored_at: Time | None = None
+    """When model and optimizer were as they will be trained on, if the program says so."""
     seconds_per_step: Annotated[str, Field(max_length=40)] | None = None
     """Median of the last steps, decimal."""
     activity: Annotated[str, Field(max_length=32)] | None = None

@@ -35,7 +35,8 @@ class Metrics:
                                        registry=self.registry)
         self.actions = Counter("trainyard_actions", "Actions carried out.", ["action"], registry=self.registry)
         self.recoveries = Counter("trainyard_recoveries", "Recoveries.", ["cause"], registry=self.registry)
-        self.recovery_seconds = Histogram("trainyard_recovery_seconds", "Seconds of a recovery, by phase.", ["phase"],
+        self.recovery_seconds = Histogram("trainyard_recovery_seconds", "Seconds of a recovery, by phase.",
+                                          ["phase", "cause"],
                                           buckets=_RECOVERY, registry=self.registry)
         self.planned = Counter("trainyard_planned_events", "Other things that plans counted.", ["kind", "label"],
                                registry=self.registry)
@@ -53,13 +54,13 @@ class Metrics:
 
     def count_plan(self, counted: Iterable[tuple[str, str, float]]) -> None:
         """What a plan counted, once its status is written: ("recovery", cause, seconds),
-        ("recovery_phase", name, seconds), or anything else by name."""
+        ("recovery.<phase>", cause, seconds), or anything else by name."""
         for kind, label, value in counted:
             if kind == "recovery":
                 self.recoveries.labels(label).inc()
-                self.recovery_seconds.labels("total").observe(value)
-            elif kind == "recovery_phase":
-                self.recovery_seconds.labels(label).observe(value)
+                self.recovery_seconds.labels("total", label).observe(value)
+            elif kind.startswith("recovery."):
+                self.recovery_seconds.labels(kind.partition(".")[2], label).observe(value)
             else:
                 self.planned.labels(kind, label).inc(value)
 

@@ -12,7 +12,7 @@ from trainyard.plan.finished import end
 from trainyard.plan.losses import active, own_failure
 from trainyard.plan.moves import movers
 from trainyard.plan.restarts import action, exhausted, no_new_step
-from trainyard.plan.times import seconds_between, stamp
+from trainyard.plan.times import moment, seconds_between, stamp
 from trainyard.plan.turn import Fault, Turn, Weight
 from trainyard.plan.types import PodView, Report
 
@@ -30,8 +30,9 @@ class Ended:
     who: str
     code: int
     why: str
-    at: datetime
+    at: datetime  # when it was seen
     root: bool
+    happened: datetime | None = None  # when its supervisor saw it end
 
     @property
     def words(self) -> str:
@@ -86,7 +87,8 @@ def _answer(turn: Turn, root: Ended, indices: frozenset[int]) -> Turn:
             until = stamp(turn.now + timedelta(seconds=AVOID_SECONDS))
             avoid = (Avoid(node=root.node, reason=f"RestartNode: {root.words}"[:4096], until=until),)
     weight: Weight = "free" if chosen == "Ignore" else "counted"
-    return turn.with_faults(Fault("RankFailed", root.words, root.at, frozenset(dead), weight, avoid))
+    return turn.with_faults(Fault("RankFailed", root.words, root.at, frozenset(dead), weight, avoid,
+                                  happened=root.happened))
 
 
 def signal_name(code: int) -> str:
@@ -119,7 +121,8 @@ def _rank(turn: Turn, report: Report) -> Ended:
     if failure.oom or pod.oom:
         why = f"killed by the kernel for want of memory (OOM){': ' + why if why else ''}"
     who = f"rank {failure.rank} of pod {report.pod}"
-    return Ended(pod.index, pod.name, pod.node, who, failure.exit_code, why, report.received, failure.root)
+    return Ended(pod.index, pod.name, pod.node, who, failure.exit_code, why, report.received, failure.root,
+                 moment(failure.at))
 
 
 def _container(turn: Turn, pod: PodView) -> Ended:

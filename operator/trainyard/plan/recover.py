@@ -63,6 +63,7 @@ def _cause(turn: Turn, world: WorldSpec) -> Cause:
         return before.model_copy(update={"total": total, "counted": counted})
     return Cause(
         kind=first.kind, culprit=shorten(first.culprit, 512), at=fine_stamp(first.at), step=known_step(turn),
+        happened=fine_stamp(first.happened) if first.happened else None,
         total=total, counted=counted,
     )  # fmt: skip
 

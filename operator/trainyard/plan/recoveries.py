@@ -37,7 +37,9 @@ def _begun(turn: Turn) -> Turn:
         update = {"generation": world.generation, "cause": cause.kind, "culprit": cause.culprit}
         kept[-1] = kept[-1].model_copy(update=update)  # a second fault on the way, or what was behind the first
     else:
-        decide = PhaseSeconds(decide=milliseconds_between(at, turn.now))
+        happened = moment(cause.happened)
+        decide = PhaseSeconds(detect=milliseconds_between(happened, at) if happened else None,
+                              decide=milliseconds_between(at, turn.now))
         made = Recovery(
             at=fine_stamp(at), generation=world.generation, cause=cause.kind, culprit=cause.culprit,
             lost_steps=_lost(turn, cause.step), milliseconds=decide,
@@ -76,15 +78,26 @@ def _completed(turn: Turn) -> Turn:
 
 def _phases(turn: Turn, last: Recovery, formed: datetime, first: datetime) -> PhaseSeconds:
     """Pods' clocks may differ from the operator's: no phase is negative, and the sum is the sum."""
-    at, decide = moment(last.at) or turn.now, last.milliseconds.decide or 0
+    known, told = last.milliseconds, turn.gang.progress
+    at, decide = moment(last.at) or turn.now, known.decide or 0
     first = min(first, turn.now)
     formed = min(max(formed, at), max(first, at))
-    pods = max(0, milliseconds_between(at, formed) - decide)
-    steps = milliseconds_between(formed, first)
-    return PhaseSeconds(decide=decide, replace=pods, first_step=steps, total=decide + pods + steps)
+    phases = {"decide": decide, "replace": max(0, milliseconds_between(at, formed) - decide)}
+    if known.detect is not None:
+        phases["detect"] = known.detect
+    connected = moment(told.connected_at) if told else None
+    restored = moment(told.restored_at) if told else None
+    if connected is not None and restored is not None:
+        connected = min(max(connected, formed), max(first, formed))
+        restored = min(max(restored, connected), max(first, connected))
+        phases["rendezvous"] = milliseconds_between(formed, connected)
+        phases["restore"] = milliseconds_between(connected, restored)
+        formed = restored
+    phases["first_step"] = milliseconds_between(formed, first)
+    return PhaseSeconds(**phases, total=sum(phases.values()))
 
 
 def _measured(turn: Turn, cause: str, made: PhaseSeconds) -> Turn:
-    parts = (("decide", made.decide), ("replace", made.replace), ("first_step", made.first_step))
-    phases = tuple(("recovery_phase", name, (value or 0) / 1000) for name, value in parts)
+    phases = tuple((f"recovery.{name}", cause, value / 1000) for name, value in made
+                   if name != "total" and value is not None)
     return replace(turn, metrics=(*turn.metrics, ("recovery", cause, (made.total or 0) / 1000), *phases))

@@ -28,6 +28,7 @@ class Fault:
     weight: Weight = "free"  # planned: no restart; free: total only
     avoid: tuple[Avoid, ...] = ()
     refund: bool = False  # the recovery under way was counted for what turns out to be this
+    happened: datetime | None = None  # where a pod could tell
 
 
 @dataclass(frozen=True, slots=True)

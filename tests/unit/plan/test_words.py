@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import trainyard.placement
 import trainyard.plan
+from trainyard.api.protocol import RankProgress
 from trainyard.plan.conditions import find
+from trainyard.plan.times import fine_stamp
 from unit.plan.builders import condition, job, placed, rank_failure, training
 
 ROOT = Path(__file__).parents[3]
@@ -106,6 +109,23 @@ def test_a_recovery_is_told_from_its_cause_to_its_first_step() -> None:
     assert "Recovered" in [event.reason for event in done.events]
     assert ("recovery", "PodLost", 6.0) in done.metrics
     assert condition(done.status, "Recovering")[:2] == ("False", "Recovered")
+
+
+def test_the_phases_of_a_recovery_are_what_pods_and_operator_saw() -> None:
+    case = training(step=27).after(2)
+    seen = case.snap.now
+
+    def at(milliseconds: int) -> str:
+        return fine_stamp(seen + timedelta(milliseconds=milliseconds))
+
+    case = case.report(1, "RankFailed", failure=rank_failure(-9, at=at(-60))).settled()
+    told = {"step": 21, "connected_at": at(180), "restored_at": at(400), "first_step_at": at(900)}
+    case = case.after(1).report(0, "Formed", formed_at=at(100), progress=RankProgress.model_validate(told))
+    done = case.plan()
+    made = done.status.recoveries[-1].milliseconds
+    assert (made.detect, made.decide, made.replace) == (60, 0, 100)
+    assert (made.rendezvous, made.restore, made.first_step, made.total) == (80, 220, 500, 960)
+    assert ("recovery.restore", "RankFailed", 0.22) in done.metrics
 
 
 def test_events_come_once() -> None:

@@ -68,7 +68,7 @@ def check_model(found: Found, model: dict[str, Any]) -> None:
 def load(path: Path, state: State) -> None:
     """Read each rank's part of the state in place, whatever layout it was saved from. Raises RuntimeError.
 
-    Each rank reads the index and makes its own plan: the ranks need not meet, and one that fails ends the run of all."""
+    Each rank reads the index and plans for itself: they need not meet, and one that fails ends the run of all."""
     try:
         load_distributed(state, storage_reader=FileSystemReader(path), no_dist=True)
     except CheckpointException as error:  # no Exception, and it hides each rank's own
