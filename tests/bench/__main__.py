@@ -24,6 +24,7 @@ from harness.installation import Yard
 from harness.job import Job, Object
 
 from bench.operator import scrape
+from bench.placing import placing
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "figures.md"
 REPEATS = 5
@@ -144,6 +145,7 @@ def main() -> None:
     start = time.monotonic()
     cluster = Cluster.up("bench", nodes=2)
     rows = [("cluster of two nodes, from nothing to Ready (programs built)", f"{time.monotonic() - start:.1f} s")]
+    rows += [(what, repeat(what, measure)) for what, measure in placing()]
     try:
         yard = Yard(cluster)
         yard.install()

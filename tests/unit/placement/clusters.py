@@ -68,6 +68,26 @@ def seated(name: str, model: str = "910A", free: Iterable[int] | None = None, **
     return node(name, npus=healthy, devices=view, **of_node)
 
 
+def busy_cluster(nodes: int = 5000, jobs: int = 1000) -> Books:
+    """8 devices a node, 40 super-pods of 16 racks; `jobs` jobs of 1 to 8 devices a pod, two thirds of them told."""
+    sizes = (8, 4, 1, 2)
+    made: dict[str, NodeView] = {}
+    held: dict[int, tuple[str, int]] = {5 * i % nodes + i % 3: (f"ns/j{i}-0-1", sizes[i % 4]) for i in range(jobs)}
+    used: dict[str, Resources] = {}
+    there: dict[str, dict[str, Resources]] = {}
+    for i in range(nodes):
+        name, (holder, taken) = f"node-{i}", held.get(i, ("", 0))
+        shown = bool(holder) and i % 3 != 0
+        devices = tuple(DeviceView(f"Ascend910-{d}", d // 4, d // 2, not (shown and d < taken),
+                                   not (i % 97 == 0 and d == 3), holder=holder if shown and d < taken else "")
+                        for d in range(8))  # fmt: skip
+        view = DevicesView(NPU, "910A", f"sp-{i // 125}", f"sp-{i // 125}-{i // 8}", devices=devices)
+        made[name] = NodeView(name, {"cpu": 64000, "memory": 1 << 38, "pods": 110, NPU: 8}, devices=view)
+        if holder:
+            used[name], there[name] = npus(taken), {holder: npus(taken)}
+    return Books(made, used, there)
+
+
 @dataclass(frozen=True)
 class Claim:
     demand: Demand

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from trainyard.placement.books import Books, Demand, DevicesView, DeviceView, Nearness, NodeView, Obstacle
+from trainyard.placement.books import Books, Demand, Nearness, Obstacle
 from trainyard.placement.place import place
-from unit.placement.clusters import NPU, Claim, books, demand, node, npus, seated
+from unit.placement.clusters import NPU, Claim, books, busy_cluster, demand, node, npus, seated
 
 RINGS = [0, 1, 2, 3], [4, 5, 6, 7]
 
@@ -163,24 +163,6 @@ def test_a_claim_keeps_whole_rings() -> None:
     found = place(cluster, demand({NPU: 4}), [0, 1], reserved=[claim], nearness=Nearness("node"))
     assert isinstance(found, Obstacle)
     assert found.reason == "Reserved"
-
-
-def busy_cluster(nodes: int = 5000, jobs: int = 1000) -> Books:
-    """8 devices a node, 40 super-pods of 16 racks; `jobs` jobs of 1 to 8 devices a pod, two thirds of them told."""
-    sizes, made, cluster = (8, 4, 1, 2), {}, Books({})
-    held: dict[int, tuple[str, int]] = {5 * i % nodes + i % 3: (f"ns/j{i}-0-1", sizes[i % 4]) for i in range(jobs)}
-    used, there = {}, {}
-    for i in range(nodes):
-        name, (holder, taken) = f"node-{i}", held.get(i, ("", 0))
-        shown = bool(holder) and i % 3 != 0
-        devices = tuple(DeviceView(f"Ascend910-{d}", d // 4, d // 2, not (shown and d < taken),
-                                   not (i % 97 == 0 and d == 3), holder=holder if shown and d < taken else "")
-                        for d in range(8))  # fmt: skip
-        view = DevicesView(NPU, "910A", f"sp-{i // 125}", f"sp-{i // 125}-{i // 8}", devices=devices)
-        made[name] = NodeView(name, {"cpu": 64000, "memory": 1 << 38, "pods": 110, NPU: 8}, devices=view)
-        if holder:
-            used[name], there[name] = npus(taken), {holder: npus(taken)}
-    return replace(cluster, nodes=made, used=used, pods=there)
 
 
 def test_a_thousand_pods_beside_a_thousand_jobs() -> None:
