@@ -186,6 +186,15 @@ def test_the_described_devices_are_ones_that_the_agent_takes() -> None:
                       if item["kind"] == "ConfigMap")["data"]["devices.yaml"]).nodes == {}
 
 
+@pytest.mark.parametrize(("backend", "reads"), [("auto", True), ("observe", True), ("simulated", False)])
+def test_the_agent_reads_pods_and_configmaps_only_where_it_observes(backend: str, reads: bool) -> None:
+    objects = render({"agent.enabled": True, "agent.backend": backend})
+    rules = [rule for item in objects if item["kind"] in ("ClusterRole", "Role") and "agent" in item["metadata"]["name"]
+             for rule in item["rules"]]
+    assert (["pods"] in [rule["resources"] for rule in rules]) == reads
+    assert (["configmaps"] in [rule["resources"] for rule in rules]) == reads
+
+
 @pytest.mark.parametrize(("backend", "privileged"), [
     ("auto", True), ("npu-smi", True), ("observe", False), ("simulated", False)])
 def test_the_agent_is_privileged_only_where_it_talks_to_a_driver(backend: str, privileged: bool) -> None:
