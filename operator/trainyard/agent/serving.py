@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trainyard.agent.types import Facts
-from trainyard.api.devices import MILD, Device, DeviceStatus, takes_new_work
+from trainyard.api.devices import Device, DeviceStatus, takes_new_work
 from trainyard.placement.rings import choose
 
 Runtime = Literal["ascend", "plain", "none"]
@@ -28,7 +28,7 @@ class Served:
     healthy: bool  # what ListAndWatch says, and whether a container that has it may start
     grantable: bool  # whether a new pod may have it
     why: str = ""  # why not
-    mild: bool = False  # it works, with a mild fault or without its link to other nodes: the last choice
+    mild: bool = False  # it works, but is sub-healthy or without its link to other nodes: the last choice
 
 
 def serve(facts: Facts, statuses: Iterable[DeviceStatus], before: Mapping[str, Served]) -> dict[str, Served]:
@@ -56,7 +56,7 @@ def serve(facts: Facts, statuses: Iterable[DeviceStatus], before: Mapping[str, S
 def _serve(device: Device, status: DeviceStatus) -> Served:
     why = _obstacle(status)
     if not why:
-        return Served(device, True, True, mild=status.level in MILD or not status.network)
+        return Served(device, True, True, mild=status.level == "SubHealthFault" or not status.network)
     return Served(device, status.health != "Unhealthy" and bool(status.pod), False, why)
 
 

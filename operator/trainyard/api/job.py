@@ -140,7 +140,8 @@ class TrainingJobSpec(Model):
     schedule_seconds: Seconds = 120
     """Seconds that a placed pod may take to be bound and started before the gang is withdrawn and placed again."""
     priority_class_name: Name | None = None
-    """Priority class of the pods, and of the job among waiting jobs."""
+    """Priority class of the pods, and of the job: a higher one comes first among waiting jobs, and whole jobs of a
+    lower one make room for it (after saving their state)."""
     suspend: bool = False
     """true saves a checkpoint and removes the pods; false goes on from there."""
     managed_by: Name | None = None

@@ -15,6 +15,7 @@ from trainyard.plan.types import Occupant
 
 PREEMPTED = "Preempted"  # cause of a World that drains, and reason of the condition
 HELPLESS = ("PodNameTaken", "QuotaExceeded", "IllegalDeviceCount", "NoSuchDevice", "NoSuchTopology", "NoNodes")
+_MOST_WITHDRAWALS = 1  # a gang that was given places and did not start, again, is no reason to stop others
 _SPARED_MOST = 12  # jobs for which it is tried whether they can stay after all: each costs a placement
 
 Places = dict[int, str] | Obstacle
@@ -36,7 +37,7 @@ class Room:
 def make_room(turn: Turn, obstacle: Obstacle, find: Callable[[Books], Places]) -> Room | None:
     """The jobs to preempt for this one; None if that would not help or is not allowed. `find` places the gang by other
     books. Lowest priority first, then least progress lost; a job that turns out not to be needed stays."""
-    if not turn.snap.may_preempt or obstacle.reason in HELPLESS:
+    if not turn.snap.may_preempt or obstacle.reason in HELPLESS or turn.status.withdrawals > _MOST_WITHDRAWALS:
         return None
     leaving = tuple(one for one in turn.snap.occupants if one.leaving)
     staying = sorted((one for one in turn.snap.occupants if not one.leaving and one.priority < turn.snap.priority),

@@ -75,6 +75,12 @@ def test_who_does_not_preempt(changes: dict[str, Any]) -> None:
     assert preempts(urgent(LOW, MIDDLE).but(**changes).plan()) == ()
 
 
+def test_a_gang_that_never_starts_stops_no_others() -> None:
+    """Its image cannot be pulled, say: they would be saved, removed and brought back time and again."""
+    assert preempts(urgent(LOW, MIDDLE).status_with(withdrawals=1).plan())
+    assert preempts(urgent(LOW, MIDDLE).status_with(withdrawals=2).plan()) == ()
+
+
 def test_places_that_are_free_are_taken_without_preemption() -> None:
     made = urgent(LOW).plan()
     assert {pod.node for pod in of_type(made, CreatePod)} == {"n2", "n3"}
