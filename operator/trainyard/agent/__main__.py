@@ -12,9 +12,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from trainyard.agent import plugin
+from trainyard.agent.auto import Auto
 from trainyard.agent.loop import Agent
 from trainyard.agent.metrics import Metrics
+from trainyard.agent.npu_smi import NpuSmi
+from trainyard.agent.observe import Observe
 from trainyard.agent.options import Options, parse
+from trainyard.agent.podresources import PodResources
 from trainyard.agent.probes import serve
 from trainyard.agent.simulated import Simulated
 from trainyard.agent.types import Backend
@@ -46,8 +51,17 @@ def _set_up_logs(level: str) -> None:
         logging.getLogger(noisy).setLevel("WARNING")
 
 
-def _backend(options: Options) -> Backend:
-    return Simulated(options.simulated_file, options.node)
+def _backend(options: Options, client: Client) -> Backend:
+    pods = PodResources(options.pod_resources)
+    match options.backend:
+        case "simulated":
+            return Simulated(options.simulated_file, options.node)
+        case "npu-smi":
+            return NpuSmi(options.resource)
+        case "observe":
+            return Observe(client, options.node, pods, options.resource)
+        case _:
+            return Auto(client, options.node, pods, options.resource, options.plugins, plugin.SOCKET)
 
 
 async def main(options: Options) -> None:
@@ -57,7 +71,7 @@ async def main(options: Options) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     client = Client(await load_configuration(options.kubeconfig), user_agent="trainyard-agent")
     metrics = Metrics()
-    agent = Agent(options, _backend(options), client, metrics)
+    agent = Agent(options, _backend(options, client), client, metrics)
     runner, port = await serve(options.host, options.port, agent, metrics)
     log.info("started", extra={"node": options.node, "backend": agent.backend.name, "port": port})
     running = asyncio.create_task(agent.run())

@@ -3,6 +3,7 @@ laid over it (docs/faults.md)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -24,7 +25,14 @@ def normal(code: str) -> str:
     return bare.upper() if all(letter in "0123456789abcdefABCDEF" for letter in bare) else bare
 
 
-Code = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(normal)]
+def _code(code: str) -> str:
+    if not _CODE.fullmatch(code):
+        raise ValueError("a code is hex digits, or a word; put one of digits alone in quotes, lest it becomes a number")
+    return normal(code)
+
+
+_CODE = re.compile(r"[A-Za-z0-9_-]+")
+Code = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_code)]
 Codes = Annotated[list[Code], Field(min_length=1, max_length=1024)]
 
 

@@ -18,7 +18,6 @@ from trainyard.agent.options import Options
 from trainyard.agent.plugin import Plugin
 from trainyard.agent.podresources import PodResources
 from trainyard.agent.serving import Served, serve
-from trainyard.agent.simulated import Simulated
 from trainyard.agent.table import OwnTable
 from trainyard.agent.types import Backend, Facts, Reading, Unreadable
 from trainyard.agent.writer import Wanted, Writer
@@ -86,6 +85,7 @@ class Agent:
         self.statuses = there.devices
         self._holders = {each.id: each.pod for each in there.devices if each.pod}
         spec = NodeDevicesSpec.model_validate(there.spec)
+        self.backend.recall(spec)
         if spec.backend == self.backend.name and spec.devices:
             self._facts = published.facts(spec)
 
@@ -99,6 +99,8 @@ class Agent:
                     log.warning("%s: %s", reading.reason, reading.message)
             else:
                 self._facts = reading.facts
+                if reading.holders is not None:
+                    self._holders = reading.holders
             self._reading, self._read_at = reading, time.monotonic()
             self._update()
 
@@ -110,6 +112,8 @@ class Agent:
 
     async def _ask_holders(self) -> bool:
         """Whether anything has changed. kubelet may be away; what it said last counts."""
+        if not isinstance(self._reading, Unreadable) and self._reading.holders is not None:
+            return False
         resource = self._facts.resource if self._facts else self.options.resource
         try:
             async with asyncio.timeout(_HOLDERS_PATIENCE):
@@ -136,8 +140,7 @@ class Agent:
             try:
                 metadata = (await self._client.get(f"/api/v1/nodes/{self.options.node}"))["metadata"]
                 self.writer.node_uid = metadata["uid"]
-                if isinstance(self.backend, Simulated):
-                    self.backend.labels = metadata.get("labels") or {}
+                self.backend.learn(metadata.get("labels") or {}, metadata.get("annotations") or {})
                 self.writer.wake()
             except ApiError as error:
                 log.info("node %s not read, trying again: %s", self.options.node, error)

@@ -14,21 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from trainyard.agent import npu_output
+from trainyard.agent import ascend, npu_output
+from trainyard.agent.ascend import Model
 from trainyard.agent.npu_output import ChipMap, Place
 from trainyard.agent.tool import Tool
 from trainyard.agent.types import Facts, Fault, Reading, Severity, Unreadable
-from trainyard.api.devices import Device
+from trainyard.api.devices import Device, NodeDevicesSpec
 
 log = logging.getLogger(__name__)
 
-Model = Literal["910A", "910B-8", "910B-16", "A3", "Other"]
-_MODELS: Mapping[str, Model] = {
-    "module": "910A", "module-910b-8": "910B-8", "module-910b-16": "910B-16", "module-a3-16": "A3",
-    "module-a3-16-super-pod": "A3",
-}
 _SEVERITIES: Mapping[str, Severity] = {"WARNING": "minor", "ALARM": "major", "CRITICAL": "critical"}
-_RING = {"910A": 4, "910B-16": 8}
 _DRIVER = "/usr/local/Ascend/driver"
 _PAUSE_SECONDS = 3.0  # between two rounds
 _ROUND_SECONDS = 12.0  # a round, everything included
@@ -58,17 +53,15 @@ class _Known:
 
 
 class NpuSmi:
-    """The backend. `labels` are the node's; whoever learns them sets them. `known` are devices that an agent before
-    this one saw: those that are gone are said to be lost."""
+    """The backend. Devices that an agent before this one saw and that are gone are said to be lost."""
 
     name: Literal["npu-smi"] = "npu-smi"
 
-    def __init__(self, resource: str, labels: Mapping[str, str] | None = None, known: Sequence[Device] = (), *,
-                 npu_smi: str | None = None, hccn_tool: str | None = None,
+    def __init__(self, resource: str, *, npu_smi: str | None = None, hccn_tool: str | None = None,
                  hccn_conf: Path = Path("/etc/hccn.conf"), pause: float = _PAUSE_SECONDS,
                  limit: float = _ROUND_SECONDS) -> None:
-        self.labels = labels
-        self.known: Sequence[Device] = known
+        self.labels: Mapping[str, str] = {}
+        self.known: Sequence[Device] = ()
         libraries = ":".join(f"{_DRIVER}/lib64{part}" for part in ("", "/common", "/driver"))
         environment = {"LD_LIBRARY_PATH": libraries}
         self._smi = Tool(npu_smi or shutil.which("npu-smi") or "/usr/local/bin/npu-smi", environment)
@@ -80,6 +73,15 @@ class NpuSmi:
         self._links: dict[str, Fault] = {}
         self._links_at = self._ecc_at = float("-inf")
         self._ecc: dict[str, Fault] = {}
+
+    def learn(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
+        """The node's labels say what model it is and where it stands."""
+        self.labels = labels
+
+    def recall(self, spec: NodeDevicesSpec) -> None:
+        """Devices that were there."""
+        if spec.backend == self.name and spec.resource == self._resource:
+            self.known = tuple(spec.devices)
 
     async def readings(self) -> AsyncIterator[Reading | Unreadable]:
         """A round every few seconds, whatever becomes of it."""
@@ -179,9 +181,8 @@ class NpuSmi:
     def _model(self, known: _Known) -> Model:
         """By the node's label; else by what the hardware says of itself, never by the chip's name: 910B is the name of
         chips of two generations."""
-        label = (self.labels or {}).get("accelerator-type", "")
-        if label in _MODELS:
-            return _MODELS[label]
+        if model := ascend.labelled_model(self.labels):
+            return model
         cards = Counter(chip.place[0] for chip in known.chips.chips)
         if known.pci == "0XD803" or (known.chips.takes_chip and cards and set(cards.values()) == {2}):
             return "A3"
@@ -190,13 +191,13 @@ class NpuSmi:
         return "910A" if known.pci == "0XD801" else "Other"
 
     def _made_facts(self) -> Facts:
-        known, labels = self._facts, self.labels or {}
+        known, labels = self._facts, self.labels
         model = self._model(known)
         devices = {}
         for chip in known.chips.chips:
-            module = chip.physical // 2 if model == "A3" else chip.physical
-            device = Device(id=f"{self._prefix}-{chip.physical}", physical=chip.physical, module=module,
-                            ring=chip.physical // _RING.get(model, 1 << 16), ip=known.addresses.get(chip.physical, ""),
+            device = Device(id=f"{self._prefix}-{chip.physical}", physical=chip.physical,
+                            module=ascend.module(model, chip.physical), ring=ascend.ring(model, chip.physical),
+                            ip=known.addresses.get(chip.physical, ""),
                             super_device=known.super_devices.get(chip.physical, ""))
             devices[device.id] = device
         for device in self.known:
@@ -204,8 +205,8 @@ class NpuSmi:
         self.known = tuple(sorted(devices.values(), key=lambda one: one.physical))
         return Facts(
             self._resource, model, tuple(self.known), known.chips.chips[0].name if known.chips.chips else "",
-            labels.get("huawei.com/topotree.superpodid", known.super_pod), labels.get("huawei.com/topotree.rackid", ""),
-            labels.get("huawei.com/topotree.serverid", known.server))
+            ascend.labelled(labels, "superpodid") or known.super_pod, ascend.labelled(labels, "rackid"),
+            ascend.labelled(labels, "serverid") or known.server)
 
     # Health.
 

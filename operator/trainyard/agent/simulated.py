@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from trainyard.agent.types import BackendName, Facts, Fault, Reading, Unreadable
 from trainyard.api.base import Model
-from trainyard.api.devices import Device, DeviceId, Level
+from trainyard.api.devices import Device, DeviceId, Level, NodeDevicesSpec
 
 _LOOK_SECONDS = 0.1  # between two looks at the file
 _AGAIN_SECONDS = 4.0  # a reading at least so often, changed or not
@@ -211,6 +211,13 @@ class Simulated:
         self._seen: tuple[int, ...] | None = (-1,)
         self._settled = False
         self._wrong: Unreadable | None = None
+
+    def learn(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
+        """Labels choose the entry of the file."""
+        self.labels = labels
+
+    def recall(self, spec: NodeDevicesSpec) -> None:
+        """The file says it all."""
 
     async def readings(self) -> AsyncIterator[Reading | Unreadable]:
         """Now, at every change, and every few seconds."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from trainyard.api.devices import Device, Level
+from trainyard.api.devices import Device, Level, NodeDevicesSpec
 
 Severity = Literal["", "minor", "major", "critical"]
 BackendName = Literal["simulated", "npu-smi", "observe"]
@@ -44,6 +44,7 @@ class Reading:
     faults: Mapping[str, tuple[Fault, ...]] = field(default_factory=dict)  # by device id; no entry: none
     unknown: frozenset[str] = frozenset()  # devices whose health could not be read
     warning: Unreadable | None = None  # what is wrong, yet leaves health known: a bad file, the last good one counts
+    holders: Mapping[str, str] | None = None  # pods by device id, where kubelet does not know them; None: it does
 
 
 class Unreadable(Exception):
@@ -59,7 +60,15 @@ class Unreadable(Exception):
 class Backend(Protocol):
     """Where facts and health come from."""
 
-    name: BackendName
+    @property
+    def name(self) -> BackendName:
+        """Which it is."""
+
+    def learn(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
+        """The node's labels and annotations, whenever they were read."""
+
+    def recall(self, spec: NodeDevicesSpec) -> None:
+        """What an agent before this one wrote; before the first reading."""
 
     def readings(self) -> AsyncIterator[Reading | Unreadable]:
         """What is, now: at once, at every change, and again at least every 5 s as a proof that it is still looked at.

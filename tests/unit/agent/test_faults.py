@@ -93,6 +93,7 @@ def test_a_table_may_be_json() -> None:
     ("repeated: [{codes: [A1], times: 1, level: SeparateNPU}]", "repeated.0.times: Input should be greater than"),
     ("lasting: [{codes: [A1], downSeconds: long, upSeconds: 1, level: SeparateNPU}]", "(found 'long')"),
     ("probation: {longestSeconds: 100000}", "probation.longestSeconds"),
+    ("repeated: [{codes: [8.1318008e+07], times: 2, level: SeparateNPU}]", "put one of digits alone in quotes"),
     ("colour: blue", "colour"),
 ])
 def test_an_invalid_table_says_what_is_wrong(text: str, said: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from trainyard.agent.npu_smi import NpuSmi
 from trainyard.agent.tool import Tool
 from trainyard.agent.types import Reading, Unreadable
-from trainyard.api.devices import Device
+from trainyard.api.devices import Device, NodeDevicesSpec
 from unit.agent.recorded import recorded
 
 NPU = "huawei.com/Ascend910"
@@ -44,10 +44,11 @@ exec cat "$file"
     def calls(self) -> list[str]:
         return [line.partition(" ")[2] for line in (self.folder / "calls").read_text().splitlines()]
 
-    def backend(self, accelerator: str = "", resource: str = NPU, limit: float = 20.0, **fields: object) -> NpuSmi:
-        labels = {"accelerator-type": accelerator} if accelerator else {}
-        return NpuSmi(resource, labels, npu_smi=str(self.npu_smi), hccn_tool=str(self.hccn_tool), hccn_conf=self.conf,
-                      pause=0, limit=limit, **fields)  # type: ignore[arg-type]
+    def backend(self, accelerator: str = "", resource: str = NPU, limit: float = 20.0) -> NpuSmi:
+        made = NpuSmi(resource, npu_smi=str(self.npu_smi), hccn_tool=str(self.hccn_tool), hccn_conf=self.conf, pause=0,
+                      limit=limit)
+        made.learn({"accelerator-type": accelerator} if accelerator else {}, {})
+        return made
 
 
 @pytest.fixture
@@ -67,6 +68,15 @@ def running(group: int) -> bool:
             continue
         if int(of) == group and state != "Z":
             return True
+    return False
+
+
+async def gone(group: int) -> bool:
+    """Whether it ends; a process that was killed takes a moment to be gone."""
+    for _ in range(500):
+        if not running(group):
+            return True
+        await asyncio.sleep(0.01)
     return False
 
 
@@ -104,7 +114,7 @@ async def test_without_a_label_the_hardware_says_what_it_is(driver: Driver) -> N
 async def test_labels_that_come_later_count(driver: Driver) -> None:
     backend = driver.backend()
     assert (await read(backend)).facts.rack == ""
-    backend.labels = {"accelerator-type": "module", "huawei.com/topotree.rackid": "r7"}
+    backend.learn({"accelerator-type": "module", "huawei.com/topotree.rackid": "r7"}, {})
     facts = (await read(backend)).facts
     assert (facts.model, facts.rack, {device.ring for device in facts.devices}) == ("910A", "r7", {0, 1})
 
@@ -181,7 +191,9 @@ async def test_a_device_that_disappears_is_unknown_then_lost_then_back(driver: D
 
 
 async def test_a_device_that_an_agent_before_saw_is_not_forgotten(driver: Driver) -> None:
-    backend = driver.backend("module", known=[Device(id="Ascend910-8", physical=8, ring=2)])
+    backend = driver.backend("module")
+    backend.recall(NodeDevicesSpec(node="n", resource=NPU, backend="npu-smi",
+                                   devices=[Device(id="Ascend910-8", physical=8, ring=2)]))
     await read(backend)
     found = await read(backend)
     assert found.facts.devices[8].id == "Ascend910-8"
@@ -222,7 +234,8 @@ async def test_a_hanging_one_is_killed_with_its_children_and_tried_again(driver:
     assert time.monotonic() - begun < 4
     assert error.reason == "ToolHangs"
     assert "npu-smi info" in error.message
-    assert [group for group in (driver.folder / "hanging").read_text().split() if running(int(group))] == []
+    for group in (driver.folder / "hanging").read_text().split():
+        assert await gone(int(group))
     (driver.folder / "hangs").unlink()
     backend = driver.backend("module")
     assert len((await read(backend)).facts.devices) == 8
@@ -246,12 +259,15 @@ async def test_what_cannot_be_killed_is_not_started_a_second_time(driver: Driver
 async def test_cancelled_while_it_runs_leaves_no_process(driver: Driver) -> None:
     (driver.folder / "hangs").touch()
     task = asyncio.create_task(Tool(str(driver.npu_smi)).run("info", seconds=100))
-    while not (driver.folder / "hanging").exists():  # noqa: ASYNC110 (another process makes it)
+    hanging = driver.folder / "hanging"
+    for _ in range(1000):
+        if hanging.exists() and hanging.read_text().endswith("\n"):
+            break
         await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not running(int((driver.folder / "hanging").read_text()))
+    assert await gone(int((driver.folder / "hanging").read_text()))
 
 
 async def test_readings_never_end(driver: Driver) -> None:

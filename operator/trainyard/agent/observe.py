@@ -1,0 +1,200 @@
+"""Devices that somebody else's plugin serves: nothing is registered, only told.
+
+With MindCluster its ConfigMap says how they are and the pods' annotation AscendReal who holds them. Otherwise kubelet
+does: a device that it may not give away any more is ill, whatever the vendor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from typing import Literal
+
+import grpc
+
+from trainyard.agent import ascend, mindcluster
+from trainyard.agent.mindcluster import Published
+from trainyard.agent.podresources import Devices, PodResources
+from trainyard.agent.types import Facts, Fault, Reading, Unreadable
+from trainyard.api.devices import Device, NodeDevicesSpec
+from trainyard.kube.client import ApiError, Client, Object
+from trainyard.kube.watch import Store, Watch
+
+log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS = 3.0
+_SYNC_SECONDS = 5.0  # how long the first look waits for the ConfigMap
+_NAMESPACE = "kube-system"
+_REAL = "huawei.com/AscendReal"
+_DEVICE_INFO = ("huawei.com/npu.base-device-infos", "baseDeviceInfos")
+_ACCELERATORS = ("huawei.com/", "nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu", "gpu.intel.com/", "habana.ai/gaudi",
+                 "cambricon.com/", "iluvatar.ai/", "metax-tech.com/gpu", "google.com/tpu", "aws.amazon.com/neuron")
+NOT_ALLOCATABLE = "NotAllocatable"
+"""Code of a device that its plugin calls ill."""
+
+
+class Observe:
+    """The backend. `resource` is looked for first; if nobody serves it, another accelerator is."""
+
+    name: Literal["observe"] = "observe"
+
+    def __init__(self, client: Client, node: str, pods: PodResources, resource: str, *,
+                 pause: float = _PAUSE_SECONDS) -> None:
+        self._client, self._pods, self._resource, self._pause = client, pods, resource, pause
+        self._labels: Mapping[str, str] = {}
+        self._annotations: Mapping[str, str] = {}
+        self._known: tuple[Device, ...] = ()
+        self._known_resource = ""
+        self._real: dict[str, frozenset[str]] = {}  # devices by pod, as its annotation says
+        self._store: Store[Mapping[str, str]] = Store(_data)
+        self._key = f"{_NAMESPACE}/mindx-dl-deviceinfo-{node}"
+        self._watch = Watch(client, "MindCluster's ConfigMap", f"/api/v1/namespaces/{_NAMESPACE}/configmaps",
+                            self._store, {"fieldSelector": f"metadata.name=mindx-dl-deviceinfo-{node}"})
+
+    def learn(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
+        """Labels say what model the node is, MindCluster's annotation the addresses of its devices."""
+        self._labels, self._annotations = labels, annotations
+
+    def recall(self, spec: NodeDevicesSpec) -> None:
+        """kubelet does not name ill devices: those that were there are."""
+        if spec.backend == self.name:
+            self._known, self._known_resource = tuple(spec.devices), spec.resource
+
+    async def readings(self) -> AsyncIterator[Reading | Unreadable]:
+        """A look every few seconds; the ConfigMap is followed meanwhile."""
+        watching = asyncio.create_task(self._watch.run())
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SYNC_SECONDS):
+                    await self._watch.synced.wait()
+            while True:
+                yield await self.read()
+                await asyncio.sleep(self._pause)
+        finally:
+            watching.cancel()
+
+    async def read(self) -> Reading | Unreadable:
+        """One look."""
+        try:
+            kubelet = await self._pods.devices()
+        except grpc.RpcError as error:
+            return Unreadable("KubeletUnreadable", "kubelet's PodResources do not answer: "
+                              f"{' '.join(str(error).split())[:300]}")
+        try:
+            data = self._store.get(self._key)
+            published = mindcluster.read(data, datetime.now(UTC)) if data is not None else None
+            return await self._by_mindcluster(published, kubelet) if published else self._by_kubelet(kubelet)
+        except Unreadable as error:
+            return error
+
+    # MindCluster.
+
+    async def _by_mindcluster(self, published: Published, kubelet: Devices) -> Reading:
+        held = kubelet.held.get(published.resource, {})
+        holders = await self._holders(held)
+        ids = published.devices | set(held) | set(holders) | kubelet.allocatable.get(published.resource, frozenset())
+        facts = self._facts(published.resource, ids, published)
+        here = {device.id for device in facts.devices}
+        return Reading(facts, {name: faults for name, faults in published.faults.items() if name in here},
+                       holders=holders)
+
+    async def _holders(self, held: Mapping[str, str]) -> dict[str, str]:
+        """Pods by the devices that they really hold. In its Volcano mode MindCluster mounts other devices than kubelet
+        has chosen, and writes which into the pod."""
+        pods = sorted(set(held.values()))
+        self._real = {pod: real for pod, real in self._real.items() if pod in pods}
+        for pod in pods:
+            if pod not in self._real and (real := await self._annotated(pod)) is not None:
+                self._real[pod] = real
+        holders = {name: pod for name, pod in held.items() if pod not in self._real}
+        return holders | {name: pod for pod, real in self._real.items() for name in real}
+
+    async def _annotated(self, pod: str) -> frozenset[str] | None:
+        """None: the pod says nothing, or nothing yet."""
+        namespace, _, name = pod.partition("/")
+        try:
+            raw = await self._client.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
+        except ApiError as error:
+            log.log(logging.DEBUG if error.not_found else logging.INFO, "pod %s not read: %s", pod, error)
+            return None
+        real = (raw["metadata"].get("annotations") or {}).get(_REAL)
+        return None if not real else frozenset(re.split(r"[,\s]+", real.strip()))
+
+    # kubelet.
+
+    def _by_kubelet(self, kubelet: Devices) -> Reading:
+        resource = self._chosen(kubelet)
+        well, held = kubelet.allocatable.get(resource, frozenset()), kubelet.held.get(resource, {})
+        facts = self._facts(resource, well | set(held))
+        if not well:
+            raise Unreadable("PluginGone", f"kubelet has no healthy device of {resource} any more, of "
+                             f"{len(facts.devices)} that were there: their device plugin is gone, or calls all of them "
+                             "ill")
+        faults = {device.id: (Fault(NOT_ALLOCATABLE),) for device in facts.devices if device.id not in well}
+        return Reading(facts, faults)
+
+    def _chosen(self, kubelet: Devices) -> str:
+        """The resource to tell of."""
+        there = set(kubelet.allocatable) | set(kubelet.held)
+        for wanted in (self._resource, self._known_resource):
+            if wanted and (wanted in there or (wanted == self._known_resource and self._known)):
+                return wanted
+        for prefix in _ACCELERATORS:
+            if fitting := sorted(name for name in there if name.startswith(prefix)):
+                return fitting[0]
+        raise Unreadable("NoDevices", f"expected devices of {self._resource} or of another accelerator, found "
+                         f"{', '.join(sorted(there)) or 'none'}: no device plugin of theirs runs on this node, or "
+                         "agent.resource names another resource")
+
+    # Facts.
+
+    def _facts(self, resource: str, ids: set[str] | frozenset[str], published: Published | None = None) -> Facts:
+        model = (ascend.labelled_model(self._labels) if resource.startswith("huawei.com/") else None) or "Other"
+        known = {device.id: device for device in self._known} if resource == self._known_resource else {}
+        more = self._infos()
+        devices = dict(known)
+        taken = {device.physical for device in known.values()}
+        for name in sorted((name for name in ids if name not in known and 0 < len(name) <= 63), key=_natural):
+            physical = _physical(name, taken)
+            taken.add(physical)
+            devices[name] = Device(id=name, physical=physical)
+        devices = {name: device.model_copy(update={
+            "ring": ascend.ring(model, device.physical), "module": ascend.module(model, device.physical),
+            **more.get(name, {})}) for name, device in devices.items()}
+        self._known = tuple(sorted(devices.values(), key=lambda device: device.physical))
+        self._known_resource = resource
+        return Facts(resource, model, self._known, self._labels.get("node.kubernetes.io/npu.chip.name", "")[:63],
+                     ascend.labelled(self._labels, "superpodid") or (published.super_pod if published else ""),
+                     ascend.labelled(self._labels, "rackid"),
+                     ascend.labelled(self._labels, "serverid") or (published.server if published else ""))
+
+    def _infos(self) -> dict[str, dict[str, str]]:
+        """Addresses that MindCluster notes at the Node, as fields of Device by id; nothing if it notes nonsense."""
+        text = next((self._annotations[key] for key in _DEVICE_INFO if self._annotations.get(key)), "{}")
+        try:
+            return {str(name): {"ip": str(info.get("IP", ""))[:45],
+                                "super_device": str(info["SuperDeviceID"]) if "SuperDeviceID" in info else ""}
+                    for name, info in json.loads(text).items()}
+        except (ValueError, TypeError, AttributeError):
+            return {}
+
+
+def _data(raw: Object, old: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    return dict(raw.get("data") or {})
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sorts Ascend910-10 behind Ascend910-9."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part]
+
+
+def _physical(name: str, taken: set[int]) -> int:
+    """The number at the end of a name such as Ascend910-3; what has none, or one that is taken, is counted."""
+    match = re.search(r"-([0-9]{1,4})$", name)
+    if match and int(match[1]) not in taken:
+        return int(match[1])
+    return next(number for number in range(len(taken) + 1) if number not in taken)
