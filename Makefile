@@ -58,6 +58,10 @@ e2e: ## end to end on a real cluster
 bench: ## measure and print the figures of docs/figures.md
 	@$(venv) exec python -m bench
 
+.PHONY: bench-scale
+bench-scale: ## gangs of 100 to 5,000 pods on simulated nodes; SIZES=100,1000 for others
+	@$(venv) exec python -m scale $(if $(SIZES),--sizes $(SIZES))
+
 .PHONY: generate
 generate: ## write the CRDs, the chart's copy and the API reference from the types, and the agent's gRPC stubs
 	@$(venv) python -m trainyard.api.generate; exec python -m harness.stubs

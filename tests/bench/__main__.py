@@ -22,6 +22,7 @@ from e2e.manifests import counting, training
 from e2e.test_recovery import kill_rank
 from harness.installation import Yard
 from harness.job import Job, Object
+from scale.page import section
 
 from bench.operator import scrape
 from bench.placing import placing
@@ -135,7 +136,8 @@ def write(rows: list[tuple[str, str]], provider: str) -> None:
         *(f"| {name} | {value} |" for name, value in rows),
         "",
     ]
-    TARGET.write_text("\n".join(lines))
+    kept = section(TARGET.read_text()) if TARGET.exists() else ""  # of `make bench-scale`
+    TARGET.write_text("\n".join([*lines, *([kept, ""] if kept else [])]))
     print("\n".join(lines))
 
 

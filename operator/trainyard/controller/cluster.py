@@ -26,11 +26,12 @@ _BOUND = "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
 
 
 class Cluster:
-    """Caches and indices. `wake(key)` is called for a job that something happened to, `capacity()` when places may have
-    come free."""
+    """Caches and indices. `wake(key)` is called for a job that something happened to, `later(key)` for one that merely
+    goes its way, `capacity()` when places may have come free."""
 
     def __init__(self, client: Client, namespaces: Collection[str] = (), *, relist_seconds: float = 300.0) -> None:
         self.wake: Callable[[str], None] = lambda key: None
+        self.later: Callable[[str], None] = lambda key: self.wake(key)
         self.capacity: Callable[[], None] = lambda: None
         self.fleet: Callable[[], None] = lambda: None  # health, orders or an agent's word have changed somewhere
         self.ledger = Ledger()
@@ -160,7 +161,8 @@ class Cluster:
             self._key_of[new.uid] = key
             if new.status.get("deviceFaults") != (old.status.get("deviceFaults") if old else None):
                 self.fleet()
-        self.wake(key)
+        same = old and new and (old.uid, old.generation, old.deleting) == (new.uid, new.generation, new.deleting)
+        (self.later if same else self.wake)(key)  # a status is mostly this operator's own word
 
     def _pod_changed(self, key: str, old: OwnPod | None, new: OwnPod | None) -> None:
         for pod, change in ((old, set.discard), (new, set.add)):
@@ -173,7 +175,7 @@ class Cluster:
         if old and (new is None or new.view.finished):
             self.capacity()
         if changed := new or old:
-            self.wake(f"{changed.namespace}/{changed.job}")
+            (self.later if _comes_up(old, new) else self.wake)(f"{changed.namespace}/{changed.job}")
 
     def _report_changed(self, key: str, old: OwnedReport | None, new: OwnedReport | None) -> None:
         for report, change in ((old, set.discard), (new, set.add)):
@@ -234,6 +236,15 @@ class Cluster:
         if quota := new or old:
             _index(self._quotas_in, quota.namespace, key, set.add if new else set.discard)
         self.capacity()
+
+
+def _comes_up(old: OwnPod | None, new: OwnPod | None) -> bool:
+    """Whether a pod is merely made, bound or started; thousands of pods do that at once, and nobody waits for one."""
+    if new is None or (old is not None and old.view.uid != new.view.uid):
+        return False
+    pod = new.view
+    trouble = pod.ended or pod.deleting or pod.disruption or pod.oom or pod.failed_init
+    return not trouble and all(device.health == "Healthy" for device in pod.devices)
 
 
 def _health(told: Accelerators | None) -> object:

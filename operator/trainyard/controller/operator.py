@@ -63,6 +63,7 @@ class Operator:
                 pod_gone_seconds=options.pod_gone_seconds, unready_node_seconds=options.unready_node_seconds,
                 starvation_seconds=options.starvation_seconds, default_image=options.trainer_image))
         self.cluster.wake = self._wake
+        self.cluster.later = self._later
         self.cluster.capacity = self.waitlist.capacity
         self.cluster.fleet = self.fleet.notice
         self.jobs: JobWatch | None = None
@@ -180,6 +181,13 @@ class Operator:
         if self.leading:  # a follower has nothing to do; it looks at every job when it becomes the leader
             self._added.setdefault(key, time.monotonic())
             self.queue.add(key)
+
+    def _later(self, key: str) -> None:
+        """Soon, together with whatever else happens to the job meanwhile. A report never waits for that."""
+        if (seconds := self.reconciler.pace(key)) <= 0:
+            self._wake(key)
+        elif self.leading:
+            self.queue.add_soon(key, seconds)
 
     def _heard(self, kind: str | None, raw: Object) -> None:
         """A TrainingJob, from kopf."""

@@ -110,6 +110,12 @@ class WorkQueue:
             timer.cancel()
         self._timers[key] = loop.call_at(due, self._due, key)
 
+    def add_soon(self, key: str, seconds: float) -> None:
+        """As add, but `seconds` later at the soonest: whatever happens until then is answered by one run."""
+        left = self._rests.get(key, 0.0) - asyncio.get_running_loop().time()
+        if key not in self._dirty:
+            self.add_after(key, max(seconds, left))
+
     def _due(self, key: str) -> None:
         self._timers.pop(key, None)
         self._rests.pop(key, None)

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _SECONDS = 120.0  # a reconcile that takes longer is broken off and tried again
 _STRANGER_SECONDS = 20.0  # until a taken name is tried again
+_CHEAP_SECONDS = 0.01  # of CPU
+_REST, _LONGEST_REST = 4.0, 1.0  # of what a look took; seconds
 _ADMISSIONS = 2  # in one reconcile: a second one only if a refusal had just run out
 
 
@@ -91,6 +93,7 @@ class Reconciler:
     def _judge(self, job: JobView, memory: Memory, rendered: RenderedJob | None) -> tuple[Plan, list[str]]:
         """The plan, with its pods entered in the books before any other job is planned: nothing here awaits."""
         ahead = self._waitlist.ahead(job.key, self._cluster.priority(job), snapshot.waiting_since(job))
+        began = time.thread_time()
         snap = snapshot.take(self._cluster, job, memory, rendered=rendered, ahead=ahead, settings=self._settings,
                              preemptor=self._waitlist.preemptor(job.key))
         begun = time.perf_counter()
@@ -103,7 +106,15 @@ class Reconciler:
             if count := sum(isinstance(action, CreatePod) for action in plan.actions):
                 self._cluster.promised[job.key] = (job.namespace, snap.rendering.demand, count)
         self._waitlist.note(job.key, plan.waiting)
+        memory.judged_seconds = time.thread_time() - began
         return plan, list(places)
+
+    def pace(self, key: str) -> float:
+        """Seconds that a job rests before it is looked at again for something that nobody waits for: none for most, up
+        to 1 s for one of thousands of pods, which takes a quarter of a second to judge."""
+        memory = self._memories.get(key)
+        cost = memory.judged_seconds if memory else 0.0
+        return 0.0 if cost < _CHEAP_SECONDS else min(_REST * cost, _LONGEST_REST)
 
     async def _rendered(self, job: JobView, memory: Memory) -> RenderedJob | None:
         """What the pods are made from, if the status says that the job was admitted."""

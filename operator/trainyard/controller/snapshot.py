@@ -37,6 +37,7 @@ class Memory:
     strangers: dict[str, float] = field(default_factory=dict)  # taken names; until (monotonic)
     spec: tuple[int, TrainingJobSpec | None, str] | None = None  # generation, parsed spec, what is wrong with it
     admitted: tuple[int, str] = (-1, "")  # generation, admitted_hash
+    judged_seconds: float = 0.0  # of CPU that the last look at it took
     ignored: tuple[str, ...] = ()  # parts of the status that this version does not understand
 
 
