@@ -46,7 +46,7 @@ def settle(train: TrainConfig, work: Workload, layout: Layout) -> TrainConfig:
     parallel = ParallelConfig(
         data=layout.data, shard=layout.shard, tensor=layout.tensor, pipeline=layout.pipeline, context=layout.context,
         ulysses=layout.ulysses, expert=layout.expert, zero=layout.zero,
-        schedule=layout.schedule if layout.pipeline > 1 else None, stage_layers=list(layout.stage_layers) or None)  # fmt: skip
+        schedule=layout.schedule if layout.pipeline > 1 else None, stage_layers=list(layout.stage_layers) or None)
     return train.model_copy(update={
         "parallel": parallel, "batch_size": work.batch, "micro_batch_size": layout.micro,
         "activation_checkpointing": layout.recompute,
