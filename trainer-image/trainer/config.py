@@ -14,11 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 from trainyard.api.train import TrainConfig
 
-from trainer import planned
 from trainer.errors import ConfigError
 from trainer.parallel.layout import Layout, check_micro_batches, complete
-
-ASKED = "asked.json"  # beside the configuration of a job: the same as the manifest has it
 
 
 @dataclass(frozen=True)
@@ -71,11 +68,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
         progress=_path(environment, "TRAINYARD_PROGRESS"),
         drain=_path(environment, "TRAINYARD_DRAIN"),
     )
-    train = read(Path(path))
-    asked = Path(path).with_name(ASKED)
-    if asked.exists() and not planned.is_settled(train, run.rank.world_size):
-        train = read(asked)  # the gang has another size than it was planned for
-    return planned.plan(train, run.rank.world_size, run.rank.local_world_size), run
+    return read(Path(path)), run
 
 
 def read(path: Path) -> TrainConfig:
