@@ -1,0 +1,61 @@
+"""Which slot a rank may overwrite. Pure; all ranks of a gang come to the same conclusions, because all that they go by
+is agreed in the all-reduce of every step.
+
+`newest`: the step copied last. Every rank has it whole once all take part in the next all-reduce. `agreed`: the newest
+step that is known to be whole at every rank and at every buddy. `sent`: a later one on its way to the buddies. While
+these are kept, any set of ranks may die at any moment: what is left always holds one common step (the buddies of pods
+that died at the same moment excepted, that is what several copies are for).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import List, Optional, Set
+
+
+@dataclass
+class Rotation:
+    """One rank's slots. `slots` says which step each holds; None: nothing whole."""
+
+    slots: List[Optional[int]]
+    newest: Optional[int] = None
+    agreed: Optional[int] = None
+    sent: Optional[int] = None
+    skipped: int = 0
+
+    def kept(self) -> Set[int]:
+        """Steps that must stay."""
+        return {step for step in (self.newest, self.agreed, self.sent) if step is not None}
+
+    def place(self) -> Optional[int]:
+        """The slot for the next copy; None, counted, if what is in all of them must stay. All ranks skip together, also
+        one that was replaced and has fewer slots filled."""
+        kept = self.kept()
+        if len(kept) >= len(self.slots):
+            self.skipped += 1
+            return None
+        free = [number for number, step in enumerate(self.slots) if step is None or step not in kept]
+        return min(free, key=lambda number: (self.slots[number] is not None, self.slots[number] or 0, number))
+
+    def begin(self, slot: int) -> None:
+        """Its content is being overwritten."""
+        self.slots[slot] = None
+
+    def copied(self, slot: int, step: int) -> None:
+        """It holds this step now."""
+        self.slots[slot] = step
+        self.newest = step
+
+    def send(self, step: int) -> None:
+        """This step is on its way to the buddies. One at a time."""
+        assert self.sent is None
+        self.sent = step
+
+    def behind(self, acknowledged: Optional[int]) -> bool:
+        """For the all-reduce: is what was sent not yet whole at all of this rank's buddies?"""
+        return self.sent is not None and acknowledged != self.sent
+
+    def reduced(self, anybody_behind: bool) -> None:
+        """The all-reduce's answer, the same at every rank."""
+        if self.sent is not None and not anybody_behind:
+            self.agreed, self.sent = self.sent, None
