@@ -65,7 +65,7 @@ class Member:
 
 class Gang(RuleBasedStateMachine):
     """Every rank moves on its own between the all-reduces; sends arrive whenever they like; kills may come between any
-    two moves. After each move, every set of lost pods that leaves each rank its own copy or its buddy's is looked at."""
+    two moves. After each move, every set of lost pods that leaves each rank its own or its buddy's copy is looked at."""
 
     @initialize(ranks=st.integers(2, 4), slots=st.integers(2, 3), every=st.integers(1, 3), ratio=st.integers(1, 3))
     def start(self, ranks: int, slots: int, every: int, ratio: int) -> None:
