@@ -79,7 +79,8 @@ class Keeper:
                     layout, _, rest = name.partition("/")
                     entry = {"kind": kind, "name": name, "layout": layout, "rank": int(rest.partition(".")[0]),
                              "step": seal["step"], "run": seal["run"], "number": seal["number"],
-                             "world": slot.header["world"], "bytes": len(slot.data)}
+                             "world": slot.header["world"], "model": slot.header.get("model", ""),
+                             "bytes": len(slot.data)}
                     found.append({**entry, "header": slot.header, "seal": seal} if headers else entry)
                 slot.close()
         return found
@@ -249,8 +250,7 @@ class Copier:
         self._senders: Dict[Tuple[str, int], Sender] = {}
         self._room = threading.Semaphore(CONNECTIONS)
         six = ":" in host
-        self._listener = socket.create_server(("::" if six else "0.0.0.0", 0), backlog=128,
-                                              family=socket.AF_INET6 if six else socket.AF_INET)
+        self._listener = _listen("::" if six else "0.0.0.0", six, os.path.join(folder, "port"))
         self.address = join_address(host, self._listener.getsockname()[1])
         path = os.path.join(folder, "copier.sock")
         with contextlib.suppress(FileNotFoundError):
@@ -334,6 +334,21 @@ class Copier:
             return {"header": answer["header"], "seal": answer["seal"], "bytes": answer["bytes"]}
         finally:
             courier.close()
+
+
+def _listen(host: str, six: bool, remembered: str) -> socket.socket:
+    """A listener, on the port that an earlier copier of this pod had: the others know it."""
+    family = socket.AF_INET6 if six else socket.AF_INET
+    ports = [0]
+    with contextlib.suppress(OSError, ValueError), open(remembered, encoding="ascii") as file:
+        ports.insert(0, int(file.read()))
+    for port in ports:
+        with contextlib.suppress(OSError):
+            listener = socket.create_server((host, port), backlog=128, family=family)
+            with open(remembered, "w", encoding="ascii") as file:
+                file.write(str(listener.getsockname()[1]))
+            return listener
+    raise OSError(f"no port of {host} can be listened on")
 
 
 def _receive_file(courier: Courier, path: str, size: int) -> None:

@@ -28,6 +28,7 @@ from trainer.checkpoint.saver import State
 from trainer.distributed import Gang, gather
 
 ALIGN = 64  # bytes
+TELL_AGAIN = 5.0  # s after which a copier that has not delivered is asked again
 BUDGET = 0.03  # of the training time, for own copies and buddies' together
 MEASURED = 3  # copies that are timed before `auto` decides
 
@@ -139,7 +140,6 @@ class Rhythm:
     own: int | None  # None: not yet decided
     buddy: int | None
     costs: list[float] = field(default_factory=list)  # s that training stood still for a copy
-    steps: list[float] = field(default_factory=list)  # s a step, copies left out
 
     @property
     def decided(self) -> bool:
@@ -165,13 +165,14 @@ class Rhythm:
 class Memory:
     """This rank's copies."""
 
-    def __init__(self, folder: Path, gang: Gang, nodes: Sequence[int], layout: str, run: str, copies: int,
+    def __init__(self, folder: Path, gang: Gang, nodes: Sequence[int], layout: str, model: str, run: str, copies: int,
                  rhythm: Rhythm) -> None:
-        """`nodes`: the node of every rank. `layout`: a digest of all that decides who holds what. Raises Unavailable on
-        every rank if one cannot."""
+        """`nodes`: the node of every rank. `layout`: a digest of all that decides who holds what; `model`: of what the
+        tensors mean. Raises Unavailable on every rank if one cannot."""
         self.gang = gang
         self.folder = folder
         self.layout = layout
+        self.model = model
         self.run = run
         self.rhythm = rhythm
         self.copier = Copier(folder)
@@ -182,7 +183,9 @@ class Memory:
         self._slots: list[Slot] = []
         self._pieces: list[tuple[Piece, torch.Tensor]] = []
         self._ack = 0
-        self._number = 0
+        self._number = 0  # of the content that was sent last
+        self._sent_slot = 0
+        self._told_at = 0.0
         self.rotation = Rotation([])
         try:
             self.address = self.copier.ask("address")["address"]
@@ -206,7 +209,7 @@ class Memory:
         from memory, which must stay until a copy of it is whole again everywhere. Raises Unavailable on every rank if
         memory does not suffice at one."""
         self._pieces, size = pieces(state)
-        header = {"world": self.gang.world_size, "rank": self.gang.rank,
+        header = {"world": self.gang.world_size, "rank": self.gang.rank, "model": self.model,
                   "tensors": [piece.dump() for piece, _ in self._pieces]}
         count = 2 if self.rhythm.own == self.rhythm.buddy and self.rhythm.decided else 3
         problem = ""
@@ -270,8 +273,9 @@ class Memory:
             seal = self._slots[slot].seal()
             assert seal is not None
             self._number = seal["number"]
+            self._sent_slot = slot
             if self.buddies():
-                self._tell(slot)
+                self._tell()
 
     def _write(self, step: int, training: dict[str, Any]) -> int | None:
         slot = self.rotation.place()
@@ -285,26 +289,46 @@ class Memory:
         target.set_seal({"step": step, "run": self.run, "number": time.time_ns(), "training": training})
         return slot
 
-    def _tell(self, slot: int) -> None:
-        try:
-            self.copier.ask("send", layout=self.layout, rank=self.gang.rank, slot=slot)
-            self.problem = ""
-        except OSError as error:
-            self.problem = f"copies are not sent to other pods: {error}"
+    def _tell(self) -> None:
+        """Have it sent; a copier that was started anew must first be told to whom."""
+        self._told_at = time.monotonic()
+        for attempt in range(2):
+            try:
+                if attempt:
+                    self.copier.ask("attach", layout=self.layout, rank=self.gang.rank, buddies=self.buddies())
+                self.copier.ask("send", layout=self.layout, rank=self.gang.rank, slot=self._sent_slot)
+                self.problem = ""
+                return
+            except OSError as error:
+                self.problem = f"copies are not sent to other pods: {error}"
 
     def behind(self) -> bool:
         """For the all-reduce: has something that was sent not arrived yet?"""
         if self.rotation.sent is None or not self.buddies():
             return False
         (number,) = struct.unpack("<Q", os.pread(self._ack, 8, 0))
-        return self.rotation.behind(self.rotation.sent if number == self._number else None)
+        behind = self.rotation.behind(self.rotation.sent if number == self._number else None)
+        if behind and time.monotonic() - self._told_at > TELL_AGAIN:
+            self._tell()
+        return behind
 
     def reduced(self, anybody_behind: bool) -> None:
         """The all-reduce's answer."""
-        before = self.rotation.agreed
+        arriving = self.rotation.sent
         self.rotation.reduced(anybody_behind)
-        if self.rotation.agreed != before or self.memory_step is None:
-            self.memory_step = self.rotation.agreed
+        if arriving is not None and self.rotation.sent is None:
+            if self.memory_step is None:
+                self._forget_others()
+            self.memory_step = arriving
+
+    def decide(self, seconds_per_step: float) -> None:
+        """Every rank at the same step: how often copies are taken from now on, from what they cost at the slowest."""
+        if self.rhythm.decided:
+            return
+        cost = sum(self.rhythm.costs) / len(self.rhythm.costs) if self.rhythm.costs else 0.0
+        worst = [max(column) for column in zip(*gather(self.gang, (cost, self.sending_seconds())), strict=True)]
+        steps = gather(self.gang, seconds_per_step)
+        self.rhythm.decide(worst[0], min(steps), worst[1])
 
     def sending_seconds(self) -> float:
         """CPU seconds that the newest sending took."""
@@ -313,7 +337,7 @@ class Memory:
         except OSError:
             return 0.0
 
-    def forget_others(self) -> None:
+    def _forget_others(self) -> None:
         """Copies of other layouts are not needed any more."""
         try:
             self.copier.ask("keep", layout=self.layout)

@@ -58,7 +58,8 @@ def find(memory: Memory) -> list[Recall]:
     seen: dict[str, list[dict[str, Any]]] = {}
     for address, entries in gather(memory.gang, (memory.address, mine)):
         seen.setdefault(address, entries)  # ranks of one pod see the same
-    return complete([(address, entry) for address, entries in seen.items() for entry in entries])
+    return complete([(address, entry) for address, entries in seen.items() for entry in entries
+                     if entry["model"] == memory.model])
 
 
 def complete(entries: Sequence[tuple[str, dict[str, Any]]]) -> list[Recall]:
