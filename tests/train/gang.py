@@ -115,7 +115,8 @@ class Gang:
 
     def __init__(self, folder: Path, configs: Sequence[dict[str, Any]], checkpoint: Path | None = None, every: int = 10,
                  keep: int = 3, generation: str = "1", program: Sequence[str] = ("-m", "trainer"),
-                 environment: dict[str, str] | None = None, fresh: bool = False) -> None:
+                 environment: dict[str, str] | None = None, fresh: bool = False,
+                 of_rank: Callable[[int], dict[str, str]] = lambda rank: {}) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.drain = folder / "drain"
@@ -133,7 +134,8 @@ class Gang:
                    "TRAINYARD_DRAIN": self.drain, "PYTHONPATH": IMPORTS}
             if checkpoint is not None:
                 own["TRAINYARD_CHECKPOINT"] = checkpoint
-            full = {**os.environ, **address, **{key: str(value) for key, value in own.items()}, **(environment or {})}
+            full = {**os.environ, **address, **{key: str(value) for key, value in own.items()}, **(environment or {}),
+                    **of_rank(rank)}
             if not fresh:
                 self.processes.append(Forked(program, full, folder, rank))
                 continue

@@ -14,6 +14,7 @@ from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence
 from supervisor import events as e
 from supervisor import ranktable
 from supervisor.api import Api
+from supervisor.copies.process import CopierProcess
 from supervisor.core import Core
 from supervisor.forkserver import Forked, ForkServer
 from supervisor.logs import Logs
@@ -50,6 +51,8 @@ class Loop:
         self._torch = TorchStore(me.pod_ip, program, lambda: free_port(six), self._logs.say, me.runtime == "torch")
         self._environment = environment
         self._place_told = ""
+        self._copier = CopierProcess(environment.get("TRAINYARD_MEMORY", ""), me.pod_ip, base_environment(environment),
+                                     self._logs.say)
         self._torch_link: Optional[socket.socket] = None
         self._api = Api(environment, self.post, self._logs.say)
         self._server: Optional[StoreServer] = None
@@ -58,7 +61,7 @@ class Loop:
         self._termination_log = environment.get("TRAINYARD_TERMINATION_LOG", "/dev/termination-log")
 
     def _protected(self) -> "set[int]":
-        return self._torch.pids() | self._forks.pids()
+        return self._torch.pids() | self._forks.pids() | self._copier.pids()
 
     # From other threads and signal handlers ---------------------------------------------------------------------------
 
@@ -105,6 +108,7 @@ class Loop:
             self._api.flush(FLUSH)
         self._torch.close()
         self._forks.close()
+        self._copier.close()
         self._logs.say(f"leaving with {self._leave.code}")
         self._logs.close(2.0)
         return self._leave.code
@@ -202,6 +206,7 @@ class Loop:
     def _other_ended(self, pid: int, status: int) -> None:
         self._forks_told(self._forks.ended(pid, status))
         self._torch_ended(pid, status)
+        self._copier.ended(pid)
 
     def _torch_ended(self, pid: int, status: int) -> None:
         self._ready(self._torch.ended(pid, status))
@@ -209,6 +214,7 @@ class Loop:
 
     def _connect(self, action: e.Link) -> None:
         self._unlink(e.Unlink())
+        self._copier.open(action.token)
         self._link = StoreLink(self._selector, action, self._me, self._place, self.post, self._logs.say)
         if self._status is not None:
             self._link.send(self._status)

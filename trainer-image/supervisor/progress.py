@@ -48,7 +48,8 @@ def _time(value: Any) -> str:
 
 
 FIELDS: Dict[str, Callable[[Any], Any]] = {
-    "step": _whole(STEP), "steps": _whole(STEP), "durableStep": _whole(STEP), "tokensPerSecond": _whole(COUNT),
+    "step": _whole(STEP), "steps": _whole(STEP), "durableStep": _whole(STEP), "memoryStep": _whole(STEP),
+    "tokensPerSecond": _whole(COUNT),
     "data": _whole(COUNT), "shard": _whole(COUNT), "tensor": _whole(COUNT), "pipeline": _whole(COUNT),
     "context": _whole(COUNT), "expert": _whole(COUNT), "loss": _decimal, "evaluationLoss": _decimal,
     "secondsPerStep": _decimal, "activity": _words, "connectedAt": _time, "restoredAt": _time,

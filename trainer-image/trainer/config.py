@@ -29,6 +29,21 @@ class Rank:
 
 
 @dataclass(frozen=True)
+class MemoryWish:
+    """What the job asks for in checkpoint.memory; None stands for auto."""
+
+    folder: Path
+    copies: int | None
+    every: int | None
+    copy_every: int | None
+
+    @property
+    def explicit(self) -> bool:
+        """Whether somebody would miss them."""
+        return self.copies is not None or self.every is not None or self.copy_every is not None
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything outside `spec.train` that a rank goes by."""
 
@@ -39,6 +54,7 @@ class Run:
     generation: str | None  # "3" or "3.1"; None: nobody counts generations, the checkpoint folder decides
     progress: Path | None
     drain: Path | None
+    memory: MemoryWish | None = None  # copies in memory
 
     def told_to_drain(self) -> bool:
         """Is this rank to save and stop?"""
@@ -67,6 +83,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
         generation=environment.get("TRAINYARD_GENERATION"),
         progress=_path(environment, "TRAINYARD_PROGRESS"),
         drain=_path(environment, "TRAINYARD_DRAIN"),
+        memory=_memory(environment),
     )
     return read(Path(path)), run
 
@@ -155,3 +172,17 @@ def _whole(environment: Mapping[str, str], name: str, default: int) -> int:
 def _path(environment: Mapping[str, str], name: str) -> Path | None:
     text = environment.get(name)
     return Path(text) if text else None
+
+
+def _memory(environment: Mapping[str, str]) -> MemoryWish | None:
+    """None without $TRAINYARD_MEMORY."""
+    folder = environment.get("TRAINYARD_MEMORY")
+    if not folder:
+        return None
+    numbers = []
+    for name in ("COPIES", "EVERY", "COPY_EVERY"):
+        text = environment.get(f"TRAINYARD_MEMORY_{name}") or "auto"
+        if text != "auto" and not text.isdecimal():
+            raise ConfigError(f"TRAINYARD_MEMORY_{name} should be auto or a whole number, found {text!r}")
+        numbers.append(None if text == "auto" else int(text))
+    return MemoryWish(Path(folder), *numbers)

@@ -18,7 +18,9 @@ from trainyard.api.train import TrainConfig
 from trainer import config as configs
 from trainer import export
 from trainer.checkpoint import folder as folders
-from trainer.checkpoint import resume
+from trainer.checkpoint import recall, resume
+from trainer.checkpoint.copies import open_memory
+from trainer.checkpoint.memory import Memory, Unavailable, local_of
 from trainer.checkpoint.saver import Saver, State
 from trainer.config import Run
 from trainer.data import batches as data
@@ -36,6 +38,7 @@ from trainer.parallel.model import MicroBatch, ParallelModel
 from trainer.precision import DTYPES, LossScale, Precision, choose, clear_overflow, overflow_seen
 from trainer.progress import Progress
 
+MEASURED_STEPS = 6  # after which it is decided how often copies in memory are taken
 FINAL_TRIES = 5  # of the save that ends a run: 1, 2, 4, 8 seconds apart
 
 
@@ -178,6 +181,9 @@ class Loop:
         self.step = self.samples = 0
         self.save_begun = 0  # step of the newest save that was started
         self.saver: Saver | None = None
+        self.memory: Memory | None = None
+        self.step_seconds = math.inf  # the fastest step
+        self.decide_at = 0  # the step after which it is decided how often copies are taken
 
     # ---- what a checkpoint holds
 
@@ -192,32 +198,101 @@ class Loop:
         return {"samples": self.samples, "updates": self.optimizer.updates, **scale}
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that verifies; if there is none, with the first weights."""
+        """Go on from the newest state that is whole, copies in memory or a checkpoint that verifies; if there is none,
+        with the first weights."""
         root = self.run_.checkpoint
+        generation = self.run_.generation or "1"
         if root is None:
             say(self.gang, "no checkpoint folder: nothing is saved")
-            first_weights(self.model, self.config, self.gang)
             self.progress.update(durableStep=0)
-            return
-        generation = tell_all(self.gang, lambda: self.claim(root))
+        else:
+            generation = tell_all(self.gang, lambda: self.claim(root))
+            self.saver = Saver(root, self.gang, generation, self.run_.keep, self.identity, self.committed,
+                               self.save_failed)
+        self.memory = open_memory(self.run_.memory, self.gang, self.run_.rank.local_world_size, self.model.layout,
+                                  self.identity, generation, lambda text: self.warn("NoMemoryCopies", text))
+        recalled = self.resume_from_memory(root)
+        if recalled is None and (root is None or not self.resume_from_checkpoint(root)):
+            first_weights(self.model, self.config, self.gang)
+        self.attach_memory(recalled)
+
+    def resume_from_memory(self, root: Path | None) -> int | None:
+        """The step that was loaded, if memory holds a newer one than the checkpoint folder."""
+        if self.memory is None:
+            return None
+        found = recall.find(self.memory)
+        if not found:
+            return None
+        durable = tell_all(self.gang, lambda: resume.newest_marked(root) if root else None)
+        for one in found:
+            if durable is not None and durable.step > one.step:
+                return None
+            started = time.monotonic()
+            counters = recall.load(self.memory, one, self.state())
+            if counters is not None:
+                self.go_on(one.step, counters)
+                if self.saver is not None and durable is not None:
+                    self.save_begun, self.saver.saved_step = durable.step, durable.step
+                    self.progress.update(durableStep=durable.step)
+                say(self.gang, f"resumed after step {self.step} from copies in memory, of run {one.run}, in "
+                               f"{time.monotonic() - started:.2f} s")
+                return one.step
+            for tensors in self.state().values():  # what was loaded in part must not be trained on
+                for tensor in tensors.values():
+                    local_of(tensor).zero_()
+        return None
+
+    def resume_from_checkpoint(self, root: Path) -> bool:
+        """Load the newest checkpoint that verifies, if there is one; whether there was."""
+        assert self.saver is not None
         choice = resume.newest_that_verifies(root, self.gang, self.identity, lambda text: self.warn("CheckpointDamaged",
                                                                                                      text))
-        self.saver = Saver(root, self.gang, generation, self.run_.keep, self.identity, self.committed, self.save_failed)
         self.saver.damaged = choice.damaged
         if choice.path is None or choice.marker is None:
-            first_weights(self.model, self.config, self.gang)
-            return
+            return False
         started = time.monotonic()
         resume.load(choice.path, self.state())
-        counters = choice.marker.training
-        self.step = self.save_begun = choice.marker.step
+        self.go_on(choice.marker.step, choice.marker.training)
+        self.save_begun = self.step
+        self.saver.protected, self.saver.saved_step = choice.path, self.step
+        self.progress.update(durableStep=self.step)
+        say(self.gang, f"resumed after step {self.step} from {choice.path.name}, saved by {choice.marker.world_size} "
+                       f"ranks, in {time.monotonic() - started:.2f} s")
+        return True
+
+    def go_on(self, step: int, counters: dict[str, Any]) -> None:
+        """Take over what came with the tensors."""
+        self.step = step
         self.samples, self.optimizer.updates = counters["samples"], counters["updates"]
         if self.scale and "lossScale" in counters:
             self.scale.value, self.scale.good_steps = counters["lossScale"], counters["goodSteps"]
-        self.saver.protected, self.saver.saved_step = choice.path, self.step
-        self.progress.update(step=self.step, durableStep=self.step)
-        say(self.gang, f"resumed after step {self.step} from {choice.path.name}, saved by {choice.marker.world_size} "
-                       f"ranks, in {time.monotonic() - started:.2f} s")
+        self.progress.update(step=step)
+
+    def attach_memory(self, recalled: int | None) -> None:
+        """From here on copies are kept. Those of the step we go on from are made whole again first."""
+        if self.memory is None:
+            return
+        try:
+            self.memory.attach(self.state(), recalled)
+        except Unavailable as error:
+            if self.run_.memory is not None and self.run_.memory.explicit:
+                raise ConfigError(f"checkpoint.memory: {error}") from None
+            self.warn("NoMemoryCopies", str(error))
+            self.memory = None
+            return
+        if recalled is not None:
+            self.memory.copy(self.step, self.counters(), refill=True)
+        self.decide_at = self.step + MEASURED_STEPS
+
+    def copy_to_memory(self, seconds: float) -> None:
+        """After a finished step that took so long."""
+        if self.memory is None:
+            return
+        self.step_seconds = min(self.step_seconds, seconds)
+        self.memory.copy(self.step, self.counters())
+        if self.step == self.decide_at and not self.memory.rhythm.decided:
+            self.memory.decide(self.step_seconds)
+            say(self.gang, f"copies in memory: {self.memory.rhythm}")
 
     def claim(self, root: Path) -> str:
         """On rank 0: this run's generation, from now on the one that may delete checkpoints."""
@@ -239,6 +314,7 @@ class Loop:
             started = time.monotonic()
             rate = learning_rate(config.optimizer, config.steps, self.step + 1)
             totals = self.train_step(rate)
+            self.copy_to_memory(time.monotonic() - started)
             self.report_step(totals, time.monotonic() - started)
             if self.step % config.log_every == 0 or self.step == config.steps:
                 now = time.monotonic()
@@ -291,10 +367,12 @@ class Loop:
         busy = self.saver is not None and self.saver.busy
         square = self.optimizer.squared_norm(self.model.mesh.copies)
         mine = [float(loss), float(square), overflow_seen(self.gang.device), self.run_.told_to_drain(), busy,
-                self.gang.first and self.save_due()]
+                self.gang.first and self.save_due(), self.memory is not None and self.memory.behind()]
         numbers = torch.tensor(mine, dtype=torch.float64)
         dist.all_reduce(numbers, group=self.gang.control)
-        total, squares, overflow, drain_sum, busy_sum, save = numbers.tolist()
+        total, squares, overflow, drain_sum, busy_sum, save, behind = numbers.tolist()
+        if self.memory is not None:
+            self.memory.reduced(behind > 0)
         norm = math.sqrt(squares) if squares >= 0 else math.nan
         return Totals(total / targets, norm / (self.scale.value if self.scale else 1.0), overflow > 0, drain_sum > 0,
                       busy_sum > 0, save > 0)
@@ -345,7 +423,8 @@ class Loop:
     def report_step(self, totals: Totals, seconds: float) -> None:
         """Tell the supervisor."""
         loss = round(totals.loss, 6) if math.isfinite(totals.loss) else None
-        self.progress.step(self.step, seconds, loss=loss)
+        kept = {} if self.memory is None else {"memoryStep": self.memory.memory_step}
+        self.progress.step(self.step, seconds, loss=loss, **kept)
 
     # ---- saving
 

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
-from trainyard.api.base import Count, HangSeconds, Lenient, Model, Name, NumProc, Open, Seconds, Step, Text, Time, rules
+from trainyard.api.base import (
+    Auto,
+    Count,
+    HangSeconds,
+    Lenient,
+    Model,
+    Name,
+    NumProc,
+    Open,
+    Seconds,
+    Step,
+    Text,
+    Time,
+    auto_or,
+    rules,
+)
 from trainyard.api.train import TrainConfig
 
 Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspending", "Suspended", "Succeeded", "Failed"]
@@ -34,6 +49,26 @@ class Topology(Model):
     """Required: the gang waits for it. Preferred: it uses as few of them as it can."""
 
 
+class MemoryCopies(Model):
+    """Copies of the shipped trainer's state in the pods' memory, newer than any checkpoint on disk."""
+
+    every: Annotated[Annotated[int, Field(ge=0, le=1 << 31)] | Auto, WithJsonSchema(auto_or(0, 1 << 31))] = "auto"
+    """Steps between two copies in the pod's own memory; 0 keeps none. auto: as often as takes half of 3 % of the
+    time."""
+    copy_every: Annotated[Annotated[int, Field(ge=1, le=1 << 31)] | Auto, WithJsonSchema(auto_or(1, 1 << 31))] = "auto"
+    """Steps between two copies that are also sent to other nodes, a multiple of every. auto: as often as takes the
+    other half."""
+    copies: Annotated[Annotated[int, Field(ge=0, le=8)] | Auto, WithJsonSchema(auto_or(0, 8))] = "auto"
+    """Other nodes that hold a copy, less than numNodes. auto: 1, or fewer if memory does not suffice."""
+
+    @model_validator(mode="after")
+    def _whole_periods(self) -> Self:
+        if isinstance(self.every, int) and isinstance(self.copy_every, int) and self.every \
+                and self.copy_every % self.every:
+            raise ValueError("copyEvery must be a multiple of every")
+        return self
+
+
 class Checkpoint(Model):
     """Where and how often the state of training is kept."""
 
@@ -51,6 +86,8 @@ class Checkpoint(Model):
     """Steps between two durable checkpoints."""
     keep: Annotated[int, Field(ge=1, le=1000)] = 3
     """How many of the newest checkpoints stay."""
+    memory: MemoryCopies = Field(default_factory=MemoryCopies)
+    """Copies in memory, from which most recoveries go on; the volume is for the rest."""
 
     @model_validator(mode="after")
     def _inside(self) -> Self:
@@ -260,6 +297,8 @@ class CheckpointStatus(Lenient):
 
     durable_step: Step | None = None
     """Newest step whose checkpoint is complete on the volume."""
+    memory_step: Step | None = None
+    """Newest step whose copies in memory survive the loss of a pod; absent: none do, at the moment."""
 
 
 class PhaseSeconds(Lenient):

@@ -117,6 +117,8 @@ class RankProgress(Lenient):
     """Over all ranks."""
     durable_step: Step | None = None
     """Newest committed checkpoint."""
+    memory_step: Step | None = None
+    """Newest step whose copies in memory are whole everywhere."""
     data: Count | None = None
     """Replicas of the layout in use."""
     shard: Count | None = None

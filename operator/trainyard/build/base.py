@@ -12,6 +12,7 @@ from trainyard.build.template import (
     CONFIG_PATH,
     CONFIG_VOLUME,
     INFO_PATH,
+    MEMORY_PATH,
     SUPERVISOR_CONTAINER,
     SUPERVISOR_PATH,
     SUPERVISOR_VOLUME,
@@ -179,6 +180,10 @@ def _environment(job: JobRef, spec: TrainingJobSpec) -> list[Object]:
         plain["TRAINYARD_PRELOAD"] = ",".join(spec.preload)
     if spec.checkpoint.volume is not None:
         plain["TRAINYARD_CHECKPOINT"] = CHECKPOINT_PATH
+    if spec.command is None and spec.checkpoint.memory.every != 0:
+        memory = spec.checkpoint.memory
+        plain |= {"TRAINYARD_MEMORY": MEMORY_PATH, "TRAINYARD_MEMORY_EVERY": str(memory.every),
+                  "TRAINYARD_MEMORY_COPY_EVERY": str(memory.copy_every), "TRAINYARD_MEMORY_COPIES": str(memory.copies)}
     if spec.runtime != "torch":
         plain["TRAINYARD_RUNTIME"] = spec.runtime
     if _ascend(spec):

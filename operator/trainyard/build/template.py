@@ -14,6 +14,7 @@ from trainyard.placement.quantities import whole
 ROOT = "spec.template"
 POD = f"{ROOT}.spec"
 CHECKPOINT_PATH = "/checkpoint"
+MEMORY_PATH = "/dev/shm/trainyard"  # copies of state
 CONFIG_PATH = "/etc/trainyard"
 SUPERVISOR_PATH = "/trainyard"
 INFO_PATH = "/etc/trainyard-podinfo"

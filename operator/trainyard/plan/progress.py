@@ -40,8 +40,8 @@ def current(turn: Turn) -> Turn:
     layout = {name: size for name in LayoutStatus.model_fields if (size := getattr(told, name)) is not None}
     if layout:
         changes["layout"] = LayoutStatus(**layout)
-    if told.durable_step is not None:
-        changes["checkpoint"] = CheckpointStatus(durable_step=told.durable_step)
+    if told.durable_step is not None or told.memory_step is not None:
+        changes["checkpoint"] = CheckpointStatus(durable_step=told.durable_step, memory_step=told.memory_step)
     return turn.note(**changes)
 
 

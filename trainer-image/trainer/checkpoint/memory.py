@@ -28,6 +28,13 @@ from trainer.checkpoint.saver import State
 from trainer.distributed import Gang, gather
 
 ALIGN = 64  # bytes
+SHARE = 0.8  # of the free memory at most for copies
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+     "/sys/fs/cgroup/memory/memory.stat"),
+)
+COPIER_STARTS = 10.0  # s
 TELL_AGAIN = 5.0  # s after which a copier that has not delivered is asked again
 BUDGET = 0.03  # of the training time, for own copies and buddies' together
 MEASURED = 3  # copies that are timed before `auto` decides
@@ -107,6 +114,12 @@ class Copier:
         self._path = str(folder / "copier.sock")
         self._stream: Any = None
 
+    def wait(self, seconds: float) -> None:
+        """Until it listens; it is started together with the first ranks."""
+        end = time.monotonic() + seconds
+        while not os.path.exists(self._path) and time.monotonic() < end:
+            time.sleep(0.02)  # polled: nobody tells when another program makes a socket
+
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         """One question. The copier may have been started anew in between: then it is asked a second time."""
         for attempt in range(2):
@@ -140,6 +153,7 @@ class Rhythm:
     own: int | None  # None: not yet decided
     buddy: int | None
     costs: list[float] = field(default_factory=list)  # s that training stood still for a copy
+    together: bool = False  # there are only slots for copies that are also sent
 
     @property
     def decided(self) -> bool:
@@ -151,6 +165,9 @@ class Rhythm:
         own, buddy = self.own or 1, self.buddy or 1
         return step % own == 0, step % buddy == 0
 
+    def __str__(self) -> str:
+        return f"every {self.own} steps, to other nodes every {self.buddy}"
+
     def decide(self, cost: float, step: float, sending: float) -> None:
         """From seconds a copy, seconds a step and CPU seconds of sending (all the worst of all ranks): each kind gets
         half of the budget. What was set by hand stays."""
@@ -160,21 +177,24 @@ class Rhythm:
         if self.buddy is None:
             self.buddy = max(1, math.ceil(sending / half))
         self.buddy = -(-self.buddy // self.own) * self.own
+        if self.together:
+            self.own = self.buddy
 
 
 class Memory:
     """This rank's copies."""
 
     def __init__(self, folder: Path, gang: Gang, nodes: Sequence[int], layout: str, model: str, run: str, copies: int,
-                 rhythm: Rhythm) -> None:
+                 rhythm: Rhythm, asked: bool = False) -> None:
         """`nodes`: the node of every rank. `layout`: a digest of all that decides who holds what; `model`: of what the
-        tensors mean. Raises Unavailable on every rank if one cannot."""
+        tensors mean; `asked`: whether fewer `copies` will not do. Raises Unavailable on every rank if one cannot."""
         self.gang = gang
         self.folder = folder
         self.layout = layout
         self.model = model
         self.run = run
         self.rhythm = rhythm
+        self.asked = asked
         self.copier = Copier(folder)
         self.problem = ""
         self.memory_step: int | None = None  # newest that is whole everywhere
@@ -188,6 +208,7 @@ class Memory:
         self._told_at = 0.0
         self.rotation = Rotation([])
         try:
+            self.copier.wait(COPIER_STARTS)
             self.address = self.copier.ask("address")["address"]
             problem = ""
         except OSError as error:
@@ -211,7 +232,7 @@ class Memory:
         self._pieces, size = pieces(state)
         header = {"world": self.gang.world_size, "rank": self.gang.rank, "model": self.model,
                   "tensors": [piece.dump() for piece, _ in self._pieces]}
-        count = 2 if self.rhythm.own == self.rhythm.buddy and self.rhythm.decided else 3
+        count = self._fit(size)
         problem = ""
         try:
             self.copier.ask("attach", layout=self.layout, rank=self.gang.rank, buddies=self.buddies())
@@ -228,6 +249,28 @@ class Memory:
             if step != resumed:  # of another past
                 self.rotation.slots[number] = None
         self._open_acknowledgement()
+
+    def _fit(self, size: int) -> int:
+        """Slots a rank, so that all of a node's copies, own and held, fit its free memory; fewer copies at buddies if
+        that is what it takes. Raises Unavailable on every rank, and what was asked for is never made less."""
+        answers = gather(self.gang, (size, free_bytes(self.folder) + taken_bytes(self.folder)))
+        ranks = max(self._nodes.count(node) for node in set(self._nodes))
+        largest, free = max(size for size, _ in answers), int(min(free for _, free in answers) * SHARE)
+        same = self.rhythm.decided and self.rhythm.own == self.rhythm.buddy
+        choices = [(2, self._copies)] if same else [(3, self._copies), (2, self._copies)]
+        if not self.asked:
+            choices.append((2, 0))
+        for count, copies in choices:
+            if ranks * largest * count * (1 + copies) <= free:
+                self._copies = copies
+                if count == 2 and not same:  # both kinds share the two slots
+                    self.rhythm.together = True
+                return count
+        count, copies = choices[-1]
+        need = ranks * largest * count * (1 + copies)
+        raise Unavailable(f"{count} copies of {largest >> 20} MiB for each of {ranks} ranks and {copies} other nodes' "
+                          f"need {need >> 20} MiB a pod, {free >> 20} MiB can be used; give the pods more memory, or "
+                          "set checkpoint.memory.every to 0")
 
     def _slot(self, number: int, header: dict[str, Any], size: int) -> Slot:
         path = self.folder / "own" / self.layout / f"{self.gang.rank}.{number}"
@@ -343,6 +386,27 @@ class Memory:
             self.copier.ask("keep", layout=self.layout)
         except OSError:
             pass  # they go with the pod
+
+
+def free_bytes(folder: Path) -> int:
+    """What may still be written into a folder in memory: what its mount, the container and the machine leave."""
+    left = [os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize]
+    for limit, used, kept in CGROUPS:
+        try:
+            most, now = int(Path(limit).read_text()), int(Path(used).read_text())
+            stat = dict(line.split() for line in Path(kept).read_text().splitlines())
+            # Files that were read stay in the cache and count as used, until somebody needs the memory.
+            left.append(most - now + int(stat.get("inactive_file", 0)))
+        except (OSError, ValueError):
+            continue  # not this version of cgroups, or no limit ("max")
+    with open("/proc/meminfo", encoding="ascii") as file:
+        left.append(next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) << 10)
+    return max(0, min(left))
+
+
+def taken_bytes(folder: Path) -> int:
+    """What copies take already; they are written over or go."""
+    return sum(path.stat().st_blocks * 512 for kind in ("own", "held") for path in (folder / kind).glob("*/*"))
 
 
 def buddies_of(rank: int, nodes: Sequence[int], addresses: Sequence[str], copies: int) -> list[str]:

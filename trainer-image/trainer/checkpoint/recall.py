@@ -126,7 +126,7 @@ class _Shelf:
         self._memory = memory
         self._copier: Copier = memory.copier
         self._open: list[Slot] = []
-        self._files: list[tuple[str, mmap.mmap, memoryview]] = []
+        self._fetched_files: list[str] = []
 
     def __enter__(self) -> _Shelf:
         return self
@@ -135,8 +135,9 @@ class _Shelf:
         for slot in self._open:
             with contextlib.suppress(BufferError):  # a tensor still looks at it; it goes with the tensor
                 slot.close()
-        for path, _, _ in self._files:
-            os.unlink(path)
+        for path in self._fetched_files:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def whole(self, sources: Sequence[Source]) -> tuple[dict[str, Any], dict[str, Any], memoryview]:
         """Header, seal and data of the first source that is good."""
@@ -168,13 +169,12 @@ class _Shelf:
 
     def _fetched(self, source: Source, wanted: list[tuple[int, int]] | None
                  ) -> tuple[dict[str, Any], dict[str, Any], memoryview]:
-        path = str(self._memory.folder / f"fetched-{os.getpid()}-{len(self._files)}")
+        path = str(self._memory.folder / f"fetched-{os.getpid()}-{len(self._fetched_files)}")
+        self._fetched_files.append(path)
         answer = self._copier.ask("fetch", address=source.address, kind=source.kind, name=source.name,
                                   number=source.number, ranges=[[0, 1 << 62]] if wanted is None else wanted, to=path)
         with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        data = memoryview(mapped)
-        self._files.append((path, mapped, data))
+            data = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
         return answer["header"], answer["seal"], data
 
 

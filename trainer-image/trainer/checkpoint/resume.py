@@ -47,6 +47,11 @@ def newest_that_verifies(root: Path, gang: Gang, model: dict[str, Any], warn: Ca
     return Choice(None, None, damaged)
 
 
+def newest_marked(root: Path) -> Marker | None:
+    """The marker of the newest checkpoint that has one; nothing of it is verified. Raises ConfigError."""
+    return next((found.marker for found in _scan(root) if found.marker is not None), None)
+
+
 def _scan(root: Path) -> list[Found]:
     try:
         return folders.scan(root)

@@ -38,7 +38,7 @@ def test_a_slow_buddy_makes_copies_be_left_out_and_counted() -> None:
 
 
 def test_a_replaced_rank_leaves_out_what_the_others_leave_out() -> None:
-    others, replaced = (Rotation(slots, agreed=7) for slots in ([7, None], [None, None]))
+    others, replaced = Rotation([7, None], agreed=7), Rotation([None, None], agreed=7)
     for rotation in (others, replaced):
         slot = rotation.place()
         assert slot is not None
@@ -65,7 +65,7 @@ class Member:
 
 class Gang(RuleBasedStateMachine):
     """Every rank moves on its own between the all-reduces; sends arrive whenever they like; kills may come between any
-    two moves. After each move, every set of lost pods that leaves each rank its own or its buddy's copy is looked at."""
+    two moves. After each move, every set of lost pods that leaves each rank one copy is looked at."""
 
     @initialize(ranks=st.integers(2, 4), slots=st.integers(2, 3), every=st.integers(1, 3), ratio=st.integers(1, 3))
     def start(self, ranks: int, slots: int, every: int, ratio: int) -> None:

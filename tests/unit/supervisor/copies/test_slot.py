@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from supervisor.copies.slot import Damaged, Slot
 
 HEADER = {"world": 2, "rank": 1, "tensors": []}
-SEAL = {"step": 5, "run": "3", "number": 17, "training": {"samples": 40}}
+SEAL: dict[str, Any] = {"step": 5, "run": "3", "number": 17, "training": {"samples": 40}}
 
 
 @pytest.fixture

@@ -1,0 +1,234 @@
+"""Two pods of two ranks with copies in memory: killed in every way, and back at the very step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from supervisor.copies.slot import Slot
+from train.gang import IMPORTS, Ended, Gang, train
+
+RANKS_A_POD = 2
+STEPS = 24
+
+
+class Pods:
+    """Copiers in memory folders, one a pod."""
+
+    def __init__(self, number: int) -> None:
+        self.folders: list[Path] = []
+        self.copiers: list[subprocess.Popen[str]] = []
+        for _ in range(number):
+            self.folders.append(Path(tempfile.mkdtemp(prefix="trainyard-test-", dir="/dev/shm")))
+            self.copiers.append(self._start(self.folders[-1]))
+
+    def _start(self, folder: Path) -> subprocess.Popen[str]:
+        copier = subprocess.Popen([sys.executable, "-m", "supervisor.copies.copier", str(folder), "127.0.0.1"],
+                                  stdin=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": IMPORTS})
+        assert copier.stdin is not None
+        copier.stdin.write("t" * 32 + "\n")
+        copier.stdin.close()
+        until(lambda: (folder / "port").exists())
+        return copier
+
+    def restart_copier(self, pod: int) -> None:
+        """It dies, and the supervisor starts another in the same folder."""
+        self.copiers[pod].kill()
+        self.copiers[pod].wait()
+        self.copiers[pod] = self._start(self.folders[pod])
+
+    def replace(self, pod: int) -> None:
+        """The pod is lost with its memory; another takes its place."""
+        self.copiers[pod].kill()
+        self.copiers[pod].wait()
+        shutil.rmtree(self.folders[pod])
+        self.folders[pod] = Path(tempfile.mkdtemp(prefix="trainyard-test-", dir="/dev/shm"))
+        self.copiers[pod] = self._start(self.folders[pod])
+
+    def close(self) -> None:
+        for copier, folder in zip(self.copiers, self.folders, strict=True):
+            copier.kill()
+            copier.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def environment(self, every: str = "1", copy_every: str = "1") -> Callable[[int], dict[str, str]]:
+        def of_rank(rank: int) -> dict[str, str]:
+            return {"LOCAL_RANK": str(rank % RANKS_A_POD), "LOCAL_WORLD_SIZE": str(RANKS_A_POD),
+                    "TRAINYARD_MEMORY": str(self.folders[rank // RANKS_A_POD]), "TRAINYARD_MEMORY_EVERY": every,
+                    "TRAINYARD_MEMORY_COPY_EVERY": copy_every}
+
+        return of_rank
+
+
+def until(what: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def pods() -> Iterator[Pods]:
+    made = Pods(2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def config(config: dict[str, Any]) -> dict[str, Any]:
+    return {**config, "steps": STEPS, "export": False}
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, dict[int, str]]:
+    """Losses of the run that nobody disturbs, made by the first test that asks."""
+    return {}
+
+
+def expected(tmp_path: Path, config: dict[str, Any], known: dict[str, dict[int, str]], ranks: int = 4
+             ) -> dict[int, str]:
+    if str(ranks) not in known:
+        ended = train(tmp_path / "undisturbed", config, ranks=ranks)
+        assert ended.codes == [0] * ranks, ended.text
+        known[str(ranks)] = ended.losses
+    return known[str(ranks)]
+
+
+def kill_at(tmp_path: Path, config: dict[str, Any], pods: Pods, step: int, **settings: Any) -> tuple[Ended, int]:
+    """A first generation whose ranks all die some time after `step`; and the last step that it told of."""
+    with Gang(tmp_path / "first", [config] * 4, of_rank=pods.environment(), **settings) as gang:
+        gang.wait_for(lambda progress: progress.get("memoryStep", 0) >= step)
+        ended = gang.kill()
+        return ended, int(gang.progress()["step"])
+
+
+def resumed_from(ended: Ended) -> int:
+    line = next((line for line in ended.out[0].splitlines() if "from copies in memory" in line), "")
+    assert line, ended.text
+    return int(line.split()[3])
+
+
+def go_on(tmp_path: Path, config: dict[str, Any], pods: Pods, name: str = "second", **settings: Any) -> Ended:
+    with Gang(tmp_path / name, [config] * 4, generation="2", of_rank=pods.environment(), **settings) as gang:
+        return gang.wait()
+
+
+def test_no_finished_step_is_lost_with_the_ranks(tmp_path: Path, config: dict[str, Any], pods: Pods,
+                                                 undisturbed: dict[str, dict[int, str]]) -> None:
+    wanted = expected(tmp_path, config, undisturbed)
+    _, told = kill_at(tmp_path, config, pods, 6)
+    ended = go_on(tmp_path, config, pods)
+    assert ended.codes == [0] * 4, ended.text
+    first = resumed_from(ended)
+    assert first >= told
+    assert ended.losses == {step: loss for step, loss in wanted.items() if step > first}
+
+
+def test_a_lost_pods_state_comes_from_its_buddy(tmp_path: Path, config: dict[str, Any], pods: Pods,
+                                                undisturbed: dict[str, dict[int, str]]) -> None:
+    wanted = expected(tmp_path, config, undisturbed)
+    kill_at(tmp_path, config, pods, 6)
+    pods.replace(1)
+    ended = go_on(tmp_path, config, pods)
+    assert ended.codes == [0] * 4, ended.text
+    first = resumed_from(ended)
+    assert first >= 6
+    assert ended.losses == {step: loss for step, loss in wanted.items() if step > first}
+
+
+def test_the_other_pod_may_go_after_the_buddies_were_filled_again(
+        tmp_path: Path, config: dict[str, Any], pods: Pods, undisturbed: dict[str, dict[int, str]]) -> None:
+    wanted = expected(tmp_path, config, undisturbed)
+    kill_at(tmp_path, config, pods, 3)
+    pods.replace(1)
+    with Gang(tmp_path / "second", [config] * 4, generation="2", of_rank=pods.environment()) as gang:
+        gang.wait_for(lambda progress: progress.get("memoryStep", 0) >= 3)
+        gang.kill()
+    pods.replace(0)
+    with Gang(tmp_path / "third", [config] * 4, generation="3", of_rank=pods.environment()) as gang:
+        ended = gang.wait()
+    assert ended.codes == [0] * 4, ended.text
+    assert ended.losses == {step: loss for step, loss in wanted.items() if step > resumed_from(ended)}
+
+
+def test_a_damaged_copy_is_passed_over_for_the_buddys(tmp_path: Path, config: dict[str, Any], pods: Pods,
+                                                      undisturbed: dict[str, dict[int, str]]) -> None:
+    wanted = expected(tmp_path, config, undisturbed)
+    kill_at(tmp_path, config, pods, 6)
+    for path in (pods.folders[0] / "own").glob("*/0.*"):
+        slot = Slot.open(str(path), write=True)
+        if slot.known_sum() is not None:
+            slot.data[100] ^= 8
+        slot.close()
+    ended = go_on(tmp_path, config, pods)
+    assert ended.codes == [0] * 4, ended.text
+    first = resumed_from(ended)
+    assert ended.losses == {step: loss for step, loss in wanted.items() if step > first}
+
+
+def test_another_layout_loads_the_same_copies(tmp_path: Path, config: dict[str, Any], pods: Pods) -> None:
+    kill_at(tmp_path, config, pods, 6)
+    other = {**config, "parallel": {"data": 2, "shard": 1, "tensor": 2}}
+    ended = go_on(tmp_path, other, pods)
+    assert ended.codes == [0] * 4, ended.text
+    first = resumed_from(ended)
+    straight = train(tmp_path / "straight", config, ranks=4)
+    for step, loss in ended.losses.items():
+        assert float(loss) == pytest.approx(float(straight.losses[step]), rel=1e-5), step
+    assert sorted(ended.losses) == list(range(first + 1, STEPS + 1))
+    assert len(list((pods.folders[0] / "own").iterdir())) == 1  # the old layout's copies are gone
+
+
+def test_a_newer_checkpoint_on_disk_wins(tmp_path: Path, config: dict[str, Any], pods: Pods) -> None:
+    kill_at(tmp_path, config, pods, 3)
+    train(tmp_path / "alone", {**config, "steps": 20}, ranks=4, checkpoint=tmp_path / "ck")
+    ended = go_on(tmp_path, config, pods, checkpoint=tmp_path / "ck")
+    assert ended.codes == [0] * 4, ended.text
+    assert "from step-20.g1" in ended.out[0]
+
+
+def test_a_copier_that_dies_is_replaced_under_running_ranks(tmp_path: Path, config: dict[str, Any], pods: Pods) -> None:
+    with Gang(tmp_path / "run", [{**config, "steps": 10_000}] * 4, of_rank=pods.environment()) as gang:
+        gang.wait_for(lambda progress: progress.get("memoryStep", 0) >= 3)
+        pods.restart_copier(1)
+        before = gang.progress()["memoryStep"]
+        gang.wait_for(lambda progress: progress.get("memoryStep", 0) > before + 3, seconds=60)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_memory_that_does_not_suffice(tmp_path: Path, config: dict[str, Any], pods: Pods, small: Path,
+                                      asked: bool) -> None:
+    of_rank = pods.environment() if asked else pods.environment("auto", "auto")
+    pods.copiers[0].kill()
+    pods.copiers[0].wait()
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(pods.folders[0])
+    pods.folders[0] = small
+    pods.copiers[0] = pods._start(small)
+    with Gang(tmp_path / "run", [{**config, "steps": 2}] * 4, of_rank=of_rank) as gang:
+        ended = gang.wait()
+        progress = gang.progress()
+    if asked:
+        assert set(ended.codes) == {78}, ended.text
+        assert "can be used; give the pods more memory" in gang.reason(0)
+    else:
+        assert ended.codes == [0] * 4, ended.text
+        assert [warning["reason"] for warning in progress["warnings"]] == ["NoMemoryCopies"]
