@@ -21,6 +21,7 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint import recall, resume
 from trainer.checkpoint.copies import open_memory
 from trainer.checkpoint.memory import Memory, Unavailable, local_of
+from trainer.checkpoint.recall import Recall
 from trainer.checkpoint.saver import Saver, State
 from trainer.config import Run
 from trainer.data import batches as data
@@ -216,8 +217,8 @@ class Loop:
             first_weights(self.model, self.config, self.gang)
         self.attach_memory(recalled)
 
-    def resume_from_memory(self, root: Path | None) -> int | None:
-        """The step that was loaded, if memory holds a newer one than the checkpoint folder."""
+    def resume_from_memory(self, root: Path | None) -> Recall | None:
+        """The copies that were loaded, if memory holds a newer one than the checkpoint folder."""
         if self.memory is None:
             return None
         found = recall.find(self.memory)
@@ -236,7 +237,7 @@ class Loop:
                     self.progress.update(durableStep=durable.step)
                 say(self.gang, f"resumed after step {self.step} from copies in memory, of run {one.run}, in "
                                f"{time.monotonic() - started:.2f} s")
-                return one.step
+                return one
             for tensors in self.state().values():  # what was loaded in part must not be trained on
                 for tensor in tensors.values():
                     local_of(tensor).zero_()
@@ -268,12 +269,13 @@ class Loop:
             self.scale.value, self.scale.good_steps = counters["lossScale"], counters["goodSteps"]
         self.progress.update(step=step)
 
-    def attach_memory(self, recalled: int | None) -> None:
+    def attach_memory(self, recalled: Recall | None) -> None:
         """From here on copies are kept. Those of the step we go on from are made whole again first."""
         if self.memory is None:
             return
         try:
-            self.memory.attach(self.state(), recalled)
+            same = recalled is not None and recalled.layout == self.memory.layout
+            self.memory.attach(self.state(), recalled.step if recalled is not None and same else None)
         except Unavailable as error:
             if self.run_.memory is not None and self.run_.memory.explicit:
                 raise ConfigError(f"checkpoint.memory: {error}") from None
@@ -281,7 +283,7 @@ class Loop:
             self.memory = None
             return
         if recalled is not None:
-            self.memory.copy(self.step, self.counters(), refill=True)
+            self.memory.copy(self.step, self.counters(), refill=recalled.run if same else self.memory.run)
         self.decide_at = self.step + MEASURED_STEPS
 
     def copy_to_memory(self, seconds: float) -> None:

@@ -296,8 +296,9 @@ class Memory:
 
     # Between steps ----------------------------------------------------------------------------------------------------
 
-    def copy(self, step: int, training: dict[str, Any], refill: bool = False) -> None:
-        """Copy the state of a finished step, if it is its turn. `refill`: after a recovery, whatever the turn is."""
+    def copy(self, step: int, training: dict[str, Any], refill: str = "") -> None:
+        """Copy the state of a finished step, if it is its turn. `refill`: after a recovery, whatever the turn is; the
+        run that the state is from, so that it makes up one set with the copies that are still there."""
         own, buddy = (True, True) if refill else self.rhythm.due(step)
         if not own:
             return
@@ -305,7 +306,7 @@ class Memory:
             slot: int | None = self.rotation.slots.index(step)
         else:
             started = time.monotonic()
-            slot = self._write(step, training)
+            slot = self._write(step, training, refill or self.run)
             if slot is not None and not self.rhythm.decided:
                 self.rhythm.costs.append(time.monotonic() - started)
         if slot is None:
@@ -320,7 +321,7 @@ class Memory:
             if self.buddies():
                 self._tell()
 
-    def _write(self, step: int, training: dict[str, Any]) -> int | None:
+    def _write(self, step: int, training: dict[str, Any], run: str) -> int | None:
         slot = self.rotation.place()
         if slot is None:
             return None
@@ -329,7 +330,7 @@ class Memory:
         target.break_seal()
         for piece, local in self._pieces:
             view(target.data, piece).copy_(local)
-        target.set_seal({"step": step, "run": self.run, "number": time.time_ns(), "training": training})
+        target.set_seal({"step": step, "run": run, "number": time.time_ns(), "training": training})
         return slot
 
     def _tell(self) -> None:
