@@ -74,10 +74,37 @@ def dead_embedding() -> None:
     torch.nn.functional.embedding = lambda ids, weight, *rest: right(ids, weight.detach(), *rest)
 
 
+def positions_from_zero() -> None:
+    """Every context rank numbers its part of the sequence from 0, as transformers does when it is told nothing."""
+    from trainer.parallel.model import ParallelModel
+
+    ParallelModel.arguments = lambda self: {"context": self.context}  # type: ignore[method-assign]
+
+
+def ring_without_causal_order() -> None:
+    """Ranks see the chunks that come after theirs, too."""
+    from trainer.parallel.context import Context
+
+    right = Context.visible
+    Context.visible = lambda self, source, length: (  # type: ignore[method-assign]
+        right(self, source, length) if source == self._ring_rank else (slice(0, length), slice(0, length), False))
+
+
+def gradients_divided_by_micro_batches() -> None:
+    """The pipeline takes the mean of the micro-batches of a loss that is a mean already."""
+    from trainer.parallel import pipeline
+
+    for name, kind in pipeline.SCHEDULES.items():
+        pipeline.SCHEDULES[name] = type(name, (kind,), {
+            "__init__": lambda self, *given, _kind=kind, **named: _kind.__init__(
+                self, *given, **{**named, "scale_grads": True})})
+
+
 DAMAGES: dict[str, Callable[[], None]] = {
     "none": lambda: None, **{one.__name__: one for one in (
         no_reduce_of_replicas, wrong_scale, no_reduce_in_attention, norms_counted_by_every_rank,
-        loss_of_a_part_of_the_vocabulary, same_samples_everywhere, dead_embedding)}}
+        loss_of_a_part_of_the_vocabulary, same_samples_everywhere, dead_embedding, positions_from_zero,
+        ring_without_causal_order, gradients_divided_by_micro_batches)}}
 
 
 def apply(name: str) -> None:

@@ -36,7 +36,7 @@ class Off:
 
 def truth_of(fields: dict[str, Any], folder: Path) -> Path:
     """The file of the reference; made once for all layouts of a model."""
-    kept = {key: value for key, value in fields.items() if key in ("model", "data", "optimizer")}
+    kept = {key: value for key, value in fields.items() if key in ("model", "documents", "optimizer")}
     key = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
     file = folder / f"{key}.pt"
     if not file.exists():

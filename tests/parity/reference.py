@@ -39,8 +39,13 @@ def steps_of(config: dict[str, Any]) -> list[Step]:
                                   betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
     found = []
     for step in range(STEPS):
-        inputs, targets = Samples().take(np.arange(step * BATCH, (step + 1) * BATCH))
-        logits = model(input_ids=inputs).logits
+        numbers = np.arange(step * BATCH, (step + 1) * BATCH)
+        inputs, targets = Samples().take(numbers)
+        mask = None
+        if train.data.document_mask:
+            documents = Samples().documents(numbers)
+            mask = (documents[:, :, None] == documents[:, None]).tril()[:, None]
+        logits = model(input_ids=inputs, attention_mask=mask).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}

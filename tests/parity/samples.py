@@ -17,15 +17,16 @@ MODEL: dict[str, Any] = {
     "num_key_value_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.08}
 
 
-def config(ranks: int = 1, **fields: Any) -> dict[str, Any]:
+def config(ranks: int = 1, documents: bool = False, **fields: Any) -> dict[str, Any]:
     """A TrainConfig; `model` is laid over MODEL, everything else over the rest."""
     model = {**MODEL, **fields.pop("model", {})}
     spread = fields.get("parallel", {})
-    if "tensor" in spread and "pipeline" not in spread:  # DTensors cost milliseconds a micro-batch: two of them will do
-        batch_ranks = ranks // prod(spread.get(name, 1) for name in ("tensor", "context"))
-        fields.setdefault("microBatchSize", max(1, BATCH // (2 * batch_ranks)))
+    if "tensor" in spread:  # DTensors cost milliseconds a micro-batch: two, or four of a pipeline, will do
+        batch_ranks = ranks // prod(spread.get(name, 1) for name in ("tensor", "context", "pipeline"))
+        fields.setdefault("microBatchSize", max(1, BATCH // ((4 if "pipeline" in spread else 2) * batch_ranks)))
     return {"model": {"size": "tiny", "config": model},
-            "data": {"sources": [{"path": "/none"}], "sequenceLength": LENGTH}, "steps": 100, "batchSize": BATCH,
+            "data": {"sources": [{"path": "/none"}], "sequenceLength": LENGTH, "documentMask": documents},
+            "steps": 100, "batchSize": BATCH,
             "optimizer": {"learningRate": 1e-3, "warmupSteps": 1}, "seed": 3, **fields}
 
 
@@ -36,6 +37,16 @@ class Samples:
         """Inputs and targets, (samples, LENGTH) each."""
         tokens = torch.stack([self._sample(int(number)) for number in numbers])
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def documents(self, numbers: NDArray[np.int64]) -> torch.Tensor:
+        """Which document each input is of: two or three a sample, one of them a few tokens long."""
+        return torch.stack([self._documents(int(number)) for number in numbers])
+
+    def _documents(self, number: int) -> torch.Tensor:
+        begins = [(LENGTH + 7 * number) // 3 % LENGTH, (5 + 11 * number) % LENGTH]
+        begun = torch.zeros(LENGTH, dtype=torch.int64)
+        begun[begins] = 1
+        return begun.cumsum(0)
 
     def _sample(self, number: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(1000 + number)

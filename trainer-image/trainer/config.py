@@ -144,8 +144,13 @@ def rendezvous_defaults() -> None:
 
 
 def layout(config: TrainConfig, world_size: int) -> Layout:
-    """The layout that was asked for, completed. Raises ConfigError if it does not fit the number of ranks."""
-    return complete(config.parallel, world_size)
+    """The layout that was asked for, completed. Raises ConfigError if it does not fit the number of ranks or the
+    activation checkpointing."""
+    found = complete(config.parallel, world_size)
+    if found.schedule == "ZBV" and config.activation_checkpointing == "selective":
+        raise ConfigError("train.activationCheckpointing should be none or full with schedule ZBV, found selective: "
+                          "ZBV goes backward through a block twice, for its input and for its weights")
+    return found
 
 
 def batch_size(config: TrainConfig, layout: Layout) -> int:

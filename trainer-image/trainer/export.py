@@ -21,6 +21,7 @@ from trainer.distributed import Gang, gather
 from trainer.errors import describe
 from trainer.files import sum_file, sync_file, sync_folder, write_durably
 from trainer.model.weights import local_slice
+from trainer.parallel.model import ParallelModel
 
 FOLDER = "export"
 MARKER = "EXPORTED.json"
@@ -37,13 +38,12 @@ def finished(folder: Path, step: int, model: dict[str, Any]) -> bool:
         return False
 
 
-def write(model: Any, folder: Path, gang: Gang, dtype: torch.dtype, step: int, identity: dict[str, Any],
+def write(model: ParallelModel, folder: Path, gang: Gang, dtype: torch.dtype, step: int, identity: dict[str, Any],
           tokenizer: Path | None, file_bytes: int = FILE_BYTES) -> None:
     """Write the folder; every rank calls this. Its marker comes last. Raises OSError on every rank if one failed."""
     _all(gang, lambda: _begin(folder) if gang.first else None)
-    parameters = dict(model.named_parameters())
-    files = _share_out(parameters, dtype, file_bytes)
-    problem = _write_tensors(parameters, files, folder, gang, dtype)
+    files = _share_out(model.shapes, dtype, file_bytes)
+    problem = _write_tensors(model, files, folder, gang, dtype)
     _all(gang, lambda: problem)
     _all(gang, lambda: _finish(model, folder, files, dtype, step, identity, tokenizer) if gang.first else None)
 
@@ -74,12 +74,12 @@ class _File:
     tensors: tuple[str, ...]
 
 
-def _share_out(parameters: Mapping[str, nn.Parameter], dtype: torch.dtype, file_bytes: int) -> list[_File]:
+def _share_out(shapes: Mapping[str, torch.Size], dtype: torch.dtype, file_bytes: int) -> list[_File]:
     """Tensors in order, as many a file as fit."""
     groups: list[list[str]] = [[]]
     filled = 0
-    for name, parameter in parameters.items():
-        size = parameter.numel() * dtype.itemsize
+    for name, shape in shapes.items():
+        size = shape.numel() * dtype.itemsize
         if groups[-1] and filled + size > file_bytes:
             groups.append([])
             filled = 0
@@ -91,17 +91,18 @@ def _share_out(parameters: Mapping[str, nn.Parameter], dtype: torch.dtype, file_
             for number, group in enumerate(groups, 1)]
 
 
-def _write_tensors(parameters: Mapping[str, nn.Parameter], files: list[_File], folder: Path, gang: Gang,
+def _write_tensors(model: ParallelModel, files: list[_File], folder: Path, gang: Gang,
                    dtype: torch.dtype) -> str | None:
     """Collect and write every file; returns what went wrong on this rank, after taking part to the end."""
     from safetensors.torch import save_file
 
+    parameters = dict(model.named_parameters())
     slices = gather(gang, {name: local_slice(parameter)[1] for name, parameter in parameters.items()})
     problem: str | None = None
     for number, file in enumerate(files):
         owner = number % gang.world_size
-        content = {name: _collect(parameters[name], [part[name] for part in slices], owner, gang, dtype)
-                   for name in file.tensors}
+        content = {name: _collect(parameters.get(name), model.shapes[name], [part.get(name) for part in slices],
+                                  owner, gang, dtype) for name in file.tensors}
         if gang.rank != owner or problem:
             continue
         try:
@@ -114,17 +115,18 @@ def _write_tensors(parameters: Mapping[str, nn.Parameter], files: list[_File], f
     return problem
 
 
-def _collect(parameter: nn.Parameter, slices: list[tuple[slice, ...]], owner: int, gang: Gang,
-             dtype: torch.dtype) -> torch.Tensor | None:
-    """The whole tensor at `owner`, None at the others. Of replicas the lowest rank sends."""
+def _collect(parameter: nn.Parameter | None, shape: torch.Size, slices: list[tuple[slice, ...] | None], owner: int,
+             gang: Gang, dtype: torch.dtype) -> torch.Tensor | None:
+    """The whole tensor at `owner`, None at the others. Of replicas the lowest rank sends; ranks of other pipeline
+    stages have no slice of it."""
     senders: dict[tuple[tuple[int, int], ...], int] = {}
     for rank, where in enumerate(slices):
-        if all(part.stop > part.start for part in where):
+        if where is not None and all(part.stop > part.start for part in where):
             senders.setdefault(tuple((part.start, part.stop) for part in where), rank)
-    whole = torch.empty(parameter.shape, dtype=dtype) if gang.rank == owner else None
-    for rank in senders.values():
-        where = slices[rank]
-        if rank == gang.rank:
+    whole = torch.empty(shape, dtype=dtype) if gang.rank == owner else None
+    for spans, rank in senders.items():
+        where = tuple(slice(*span) for span in spans)
+        if rank == gang.rank and parameter is not None:
             mine = local_slice(parameter)[0].to(device="cpu", dtype=dtype).contiguous()
             if whole is not None:
                 whole[where] = mine
@@ -137,11 +139,11 @@ def _collect(parameter: nn.Parameter, slices: list[tuple[slice, ...]], owner: in
     return whole
 
 
-def _finish(model: Any, folder: Path, files: list[_File], dtype: torch.dtype, step: int, identity: dict[str, Any],
-            tokenizer: Path | None) -> None:
+def _finish(model: ParallelModel, folder: Path, files: list[_File], dtype: torch.dtype, step: int,
+            identity: dict[str, Any], tokenizer: Path | None) -> None:
     """Everything that is not a tensor, then the marker."""
     if len(files) > 1:
-        total = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+        total = model.parameter_count * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": {name: one.name for one in files
                                                                    for name in one.tensors}}
         write_durably(folder / "model.safetensors.index.json", json.dumps(index, indent=2).encode())

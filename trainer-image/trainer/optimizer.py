@@ -50,15 +50,15 @@ class AdamW:
         for parameter in model.parameters():
             matrix = parameter.dim() > 1 and id(parameter) not in embeddings
             (decayed if matrix else plain).append(parameter)
-        self._groups = [self._group(decayed, config.weight_decay), self._group(plain, 0.0)]
-        device = next(model.parameters()).device
+        device = torch.device("cpu") if config.offload else next(iter(model.parameters())).device
+        self._groups = [self._group(decayed, config.weight_decay, device), self._group(plain, 0.0, device)]
         self._fused = device.type in FUSED_DEVICES
         self._count = torch.zeros((), dtype=torch.float32, device=device)
         self.updates = 0
 
-    def _group(self, parameters: list[nn.Parameter], weight_decay: float) -> _Group:
+    def _group(self, parameters: list[nn.Parameter], weight_decay: float, device: torch.device) -> _Group:
         def zeros() -> list[torch.Tensor]:
-            return [torch.zeros_like(_local(parameter)) for parameter in parameters]
+            return [torch.zeros_like(_local(parameter), device=device) for parameter in parameters]
 
         return _Group(parameters, weight_decay, zeros(), zeros())
 
@@ -67,16 +67,16 @@ class AdamW:
         same part of a parameter: each is divided by it, so that the sum over all ranks counts everything once.
 
         By rows first: one fp32 sum over millions of numbers is off by 1e-4 and would depend on the layout."""
+        exact = torch.float64
         rows: dict[int, list[torch.Tensor]] = {}
         for parameter in (p for group in self._groups for p in group.parameters if p.grad is not None):
             gradient = _local(parameter.grad)
+            if gradient.device.type == "npu":
+                exact = torch.float32  # it has no other
             if gradient.numel():
                 rows.setdefault(copies(parameter), []).append(torch.linalg.vector_norm(gradient, dim=-1).flatten())
-        exact = torch.float32 if self._count.device.type == "npu" else torch.float64
-        total = torch.zeros((), dtype=exact, device=self._count.device)
-        for count, norms in rows.items():
-            total += torch.cat(norms).to(exact).square().sum() / count
-        return total
+        parts = [torch.cat(norms).to(exact).square().sum() / count for count, norms in rows.items()]
+        return torch.stack(parts).sum() if parts else self._count.new_zeros(())
 
     def step(self, rate: float, divide_gradients_by: float) -> None:
         """One update with gradients divided by `divide_gradients_by` (loss scale and clipping together)."""
@@ -89,11 +89,16 @@ class AdamW:
         with torch.no_grad():
             for group in self._groups:
                 kept = [i for i, p in enumerate(group.parameters) if p.grad is not None and _local(p).numel()]
-                if kept:
-                    weights = [_local(group.parameters[i]) for i in kept]
-                    gradients = [_local(group.parameters[i].grad) for i in kept]
-                    update(weights, gradients, [group.first[i] for i in kept], [group.second[i] for i in kept], rate,
-                           group.weight_decay, divisor)
+                # offloaded one by one: no more than one parameter's copies are in the host's memory
+                for chosen in [[i] for i in kept] if self._config.offload else [kept] if kept else []:
+                    local = [_local(group.parameters[i]) for i in chosen]
+                    weights = [tensor.to(self._count.device) for tensor in local]
+                    gradients = [_local(group.parameters[i].grad).to(self._count.device) for i in chosen]
+                    update(weights, gradients, [group.first[i] for i in chosen], [group.second[i] for i in chosen],
+                           rate, group.weight_decay, divisor)
+                    for tensor, weight in zip(local, weights, strict=True):
+                        if tensor is not weight:  # it was copied
+                            tensor.copy_(weight)
 
     def _fused_update(self, weights: list[torch.Tensor], gradients: list[torch.Tensor], first: list[torch.Tensor],
                       second: list[torch.Tensor], rate: float, decay: float, divisor: torch.Tensor | None) -> None:

@@ -362,7 +362,8 @@ class Loop:
         (tensor, context, pipeline) take the same."""
         numbers = data.numbers_of(first, micro, self.config.micro_batch_size, self.model.mesh.batch_rank,
                                   self.model.layout.batch_ranks)
-        return MicroBatch(*batches.take(numbers))
+        documents = batches.documents(numbers) if self.config.data.document_mask else None
+        return MicroBatch(*batches.take(numbers), documents)
 
     def add_up(self, loss: torch.Tensor, targets: int) -> Totals:
         """The one all-reduce of a step: loss and norm, and the flags on which all ranks must act alike."""

@@ -57,6 +57,9 @@ class DataConfig(Model):
     source is prepared or megatron."""
     sequence_length: Annotated[int, Field(ge=2, le=1 << 20)] = 4096
     """Tokens a sample; at most the model's max_position_embeddings."""
+    document_mask: bool = True
+    """Attention stays inside a document where several share a sample. false: it crosses their borders, as LLaMA2's did;
+    somewhat faster on short documents."""
     cache: Path | None = None
     """Folder on shared storage for tokenised data; default: `data` under the checkpoint folder."""
 
@@ -114,6 +117,10 @@ class OptimizerConfig(Model):
     """Decoupled weight decay a step, times the learning rate; not applied to norms, biases and embeddings."""
     clip_norm: Annotated[float, Field(gt=0, le=1e9)] = 1.0
     """Gradients are scaled down to this global L2 norm when theirs is larger."""
+
+    offload: bool = False
+    """Keep AdamW's state in the host's memory and update there: 8 bytes a parameter less on the device, slower
+    steps. On a CPU it changes nothing."""
 
     @model_validator(mode="after")
     def _falling(self) -> Self:

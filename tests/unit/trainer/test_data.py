@@ -164,12 +164,37 @@ def test_megatron(tmp_path: Path, code: int) -> None:
     stream = tokens.open_stream(files)
     assert stream.read(0, stream.tokens).tolist() == [1, 2, 3, 40000, 5, 6]
     assert stream.read(2, 3).tolist() == [3, 40000, 5]
+    assert stream.documents(0, 6).tolist() == [0, 0, 0, 1, 1, 2]
+    assert stream.documents(4, 2).tolist() == [0, 1]
     (tmp_path / "set.bin").write_bytes(b"123")
     with pytest.raises(ConfigError, match="truncated"):
         tokens.open_stream(files)
     (tmp_path / "set.bin").unlink()
     with pytest.raises(ConfigError, match=r"set\.bin does not exist"):
         sources.find(source(tmp_path / "set.idx"), "data")
+
+
+@given(lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=4),
+       place=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+@settings(max_examples=60, deadline=None)
+def test_documents_of_a_stretch(tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]],
+                                place: tuple[float, float]) -> None:
+    """Over shards, some of which begin in the middle of a document."""
+    folder = tmp_path_factory.mktemp("stream")
+    parts, begins, expected, number = [], [], [], 0
+    for shard, sizes in enumerate(lengths):
+        path = folder / f"{shard}.bin"
+        path.write_bytes(bytes(2 * sum(sizes)))
+        parts.append((path, sum(sizes)))
+        starts = np.cumsum([0, *sizes[:-1]])[shard % 2:]  # every other shard goes on with the document before
+        begins.append(starts.astype("<u8"))
+        for at in range(sum(sizes)):
+            number += at in starts
+            expected.append(number)
+    stream = tokens.Mapped(parts, "uint16", begins)
+    start, stop = sorted(int(share * stream.tokens) for share in place)
+    found = stream.documents(start, stop - start).tolist()
+    assert found == [number - expected[start] for number in expected[start:stop]]
 
 
 class Numbers:
@@ -181,6 +206,9 @@ class Numbers:
     def read(self, start: int, count: int) -> NDArray[np.int64]:
         assert 0 <= start <= start + count <= self.tokens
         return np.arange(start, start + count)
+
+    def documents(self, start: int, count: int) -> NDArray[np.int64]:
+        return np.zeros(count, dtype=np.int64)
 
 
 @given(count=st.integers(2, 500), length=st.integers(1, 60))

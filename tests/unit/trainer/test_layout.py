@@ -129,6 +129,12 @@ def test_micro_batches_of_a_schedule(parallel: dict[str, Any], count: int, messa
         check_micro_batches(layout_of(4, **parallel), count)
 
 
+def test_zbv_refuses_selective_checkpointing() -> None:
+    given = train(parallel={"pipeline": 2, "schedule": "ZBV"}, activationCheckpointing="selective")
+    with pytest.raises(ConfigError, match="should be none or full with schedule ZBV, found selective"):
+        config.layout(given, 2)
+
+
 @pytest.mark.parametrize(("schedule", "owners"), [
     ("1F1B", [0, 1]), ("Interleaved1F1B", [0, 1, 0, 1]), ("ZBV", [0, 1, 1, 0])])
 def test_stages_of_a_schedule(schedule: str, owners: list[int]) -> None:

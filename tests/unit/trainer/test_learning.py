@@ -39,13 +39,13 @@ def test_learning_rate() -> None:
     assert learning_rate(optimizer_config(learningRate=1.0, warmupSteps=0), 1, 1) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_adamw_is_torchs(fused: bool) -> None:
+@pytest.mark.parametrize(("fused", "offload"), [(True, False), (False, False), (True, True)])
+def test_adamw_is_torchs(fused: bool, offload: bool) -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict({"embedding": nn.Embedding(7, 4), "linear": nn.Linear(4, 3)})
     twin = nn.ModuleDict({"embedding": nn.Embedding(7, 4), "linear": nn.Linear(4, 3)})
     twin.load_state_dict(model.state_dict())
-    config = optimizer_config(learningRate=0.1, weightDecay=0.2)
+    config = optimizer_config(learningRate=0.1, weightDecay=0.2, offload=offload)
     ours = AdamW(model, config)
     ours._fused = fused
     theirs = torch.optim.AdamW([{"params": [twin["linear"].weight], "weight_decay": 0.2},

@@ -34,6 +34,10 @@ class Packed:
     def __getitem__(self, sample: int) -> NDArray[np.int64]:
         return self._stream.read(sample * self._length, self._length + 1)
 
+    def documents(self, sample: int) -> NDArray[np.int64]:
+        """Which document each of the sample's inputs is of, counted from 0."""
+        return self._stream.documents(sample * self._length, self._length)
+
 
 class Batches:
     """Batches of the whole gang, of which each rank takes its part. The batch that begins with sample n holds samples
@@ -61,6 +65,14 @@ class Batches:
             raise ConfigError(f"{self._packed[int(origins[0])].where}: the data has token {high if low >= 0 else low}, "
                               f"but the model's vocab_size is {self._vocab_size}")
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def documents(self, numbers: NDArray[np.int64]) -> torch.Tensor | None:
+        """Which document each input is of, (len(numbers), sequence_length), counted from 0 in each sample; None if no
+        sample has more than one, so that attention need not look."""
+        origins, samples = self._mixture.locate(numbers)
+        rows = [self._packed[origin].documents(sample)
+                for origin, sample in zip(origins.tolist(), samples.tolist(), strict=True)]
+        return torch.from_numpy(np.stack(rows)) if any(row[-1] for row in rows) else None
 
 
 def numbers_of(first: int, micro_batch: int, size: int, rank: int, world_size: int) -> NDArray[np.int64]:

@@ -37,6 +37,10 @@ class Stream(Protocol):
         """Tokens start .. start + count."""
         ...
 
+    def documents(self, start: int, count: int) -> NDArray[np.int64]:
+        """Which document each of these tokens is of: 0 for the first token's, rising where another begins."""
+        ...
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -106,10 +110,12 @@ def read_index(folder: Path) -> Index:
 class Mapped:
     """A stream over files that each hold tokens of one type from a byte offset of 0."""
 
-    def __init__(self, parts: Sequence[tuple[Path, int]], dtype: str) -> None:
-        """`parts`: files and how many tokens each must hold. Raises ConfigError if one is shorter or longer."""
+    def __init__(self, parts: Sequence[tuple[Path, int]], dtype: str, begins: Sequence[NDArray[Any]]) -> None:
+        """`parts`: files and how many tokens each must hold; `begins`: for each, ascending, at which of its tokens
+        documents begin. Raises ConfigError if a file is shorter or longer."""
         width = np.dtype(dtype).itemsize
         self._arrays: list[NDArray[Any]] = []
+        self._begins = [begin for (_, count), begin in zip(parts, begins, strict=True) if count]
         counts = []
         for path, count in parts:
             try:
@@ -141,27 +147,55 @@ class Mapped:
             part += 1
         return found
 
+    def documents(self, start: int, count: int) -> NDArray[np.int64]:
+        """Which document each of the tokens start .. start + count is of, counted from that of the first."""
+        begun = np.zeros(count, dtype=np.int64)
+        part = int(np.searchsorted(self._ends, start, side="right"))
+        while part < len(self._arrays):
+            offset = int(self._ends[part]) - len(self._arrays[part])  # of the part in the stream
+            if offset >= start + count:
+                break
+            low, high = np.searchsorted(self._begins[part], (start + 1 - offset, start + count - offset))
+            np.add.at(begun, self._begins[part][low:high].astype(np.int64) + (offset - start), 1)
+            part += 1
+        return np.cumsum(begun)
+
 
 def open_prepared(folder: Path) -> Mapped:
     """Map a folder of our format. Raises ConfigError if a shard is missing or truncated."""
     index = read_index(folder)
-    return Mapped([(folder / shard.file, shard.tokens) for shard in index.shards], index.dtype)
+    return Mapped([(folder / shard.file, shard.tokens) for shard in index.shards], index.dtype,
+                  [_read_begins(folder / shard.file, shard.documents) for shard in index.shards])
+
+
+def _read_begins(shard: Path, documents: int) -> NDArray[Any]:
+    path = shard.with_suffix(".doc")
+    try:
+        size = path.stat().st_size
+        if size != documents * 8:
+            raise ConfigError(f"{path} should have {documents * 8} bytes ({documents} documents), found {size}: it is "
+                              f"truncated or of another data set")
+        return np.memmap(path, dtype="<u8", mode="r", shape=(documents,)) if documents else np.empty(0, dtype="<u8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
 
 def open_megatron(stems: Sequence[Path]) -> Mapped:
     """Map Megatron data sets, named without ending. Raises ConfigError."""
-    parts, types = [], set()
+    parts, types, begins = [], set(), []
     for stem in stems:
-        dtype, tokens = _read_megatron_index(Path(f"{stem}.idx"))
+        dtype, tokens, begin = _read_megatron_index(Path(f"{stem}.idx"))
         types.add(dtype)
         parts.append((Path(f"{stem}.bin"), tokens))
+        begins.append(begin)
     if len(types) > 1:
         raise ConfigError(f"the Megatron data sets of one source should have one type of token, found {sorted(types)}")
-    return Mapped(parts, types.pop())
+    return Mapped(parts, types.pop(), begins)
 
 
-def _read_megatron_index(path: Path) -> tuple[str, int]:
-    """Type and number of the tokens. The sequences must follow each other in the .bin without gaps."""
+def _read_megatron_index(path: Path) -> tuple[str, int, NDArray[np.int64]]:
+    """Type and number of the tokens, and at which of them documents begin. The sequences must follow each other in the
+    .bin without gaps. A document is one or more sequences; an index that does not say which has one each."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -183,7 +217,13 @@ def _read_megatron_index(path: Path) -> tuple[str, int]:
     expected = (np.cumsum(lengths) - lengths) * np.dtype(dtype).itemsize
     if not np.array_equal(pointers, expected):
         raise ConfigError(f"{path}: sequences should follow each other in the .bin file without gaps")
-    return dtype, int(lengths.sum())
+    first = np.cumsum(lengths) - lengths
+    said = int.from_bytes(content[26:34], "little")  # indices of the documents' first sequences, and the end
+    if said > 1 and len(content) >= 34 + sequences * 12 + said * 8:
+        indices = np.frombuffer(content, "<i8", said, 34 + sequences * 12)[:-1]
+        if indices.min() >= 0 and indices.max() < sequences and (np.diff(indices) >= 0).all():
+            first = first[indices]
+    return dtype, int(lengths.sum()), first
 
 
 def open_stream(files: Files) -> Mapped:
