@@ -38,6 +38,10 @@ unit: ## unit tests: pure code, under a minute
 train: ## the trainer in several processes on this machine
 	@$(venv) exec python -m harness.run train
 
+.PHONY: golden
+golden: ## train the golden loss curves whole and compare them
+	@$(venv) exec python -m golden.curves
+
 .PHONY: parity
 parity: ## every parallel layout trains like one process
 	@$(venv) exec python -m harness.run parity

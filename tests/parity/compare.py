@@ -50,7 +50,7 @@ def run(folder: Path, truths: Path, ranks: int, damage: str = "none", **fields: 
     truth = truth_of(fields, truths)
     program = ["-m", "parity.rank", str(truth), str(folder), damage]
     with Gang(folder / "gang", [config(ranks, **fields)] * ranks, program=program) as processes:
-        ended = processes.wait(120)
+        ended = processes.wait(280)
     assert ended.codes == [0] * ranks, ended.text
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
     names = {name for one in found for name in one["names"]}

@@ -122,10 +122,10 @@ def _data_and_shard(given: ParallelConfig, ranks: int, world_size: int) -> tuple
 def _schedule(given: ParallelConfig, pipeline: int) -> Schedule:
     layers = given.stage_layers
     if pipeline == 1:
-        for name in ("schedule", "stage_layers"):
-            if getattr(given, name) is not None:
-                raise ConfigError(f"train.parallel.{'stageLayers' if name == 'stage_layers' else name} is for a "
-                                  f"pipeline, but train.parallel.pipeline is 1; leave it out")
+        for name, found in (("schedule", given.schedule not in (None, "1F1B")), ("stageLayers", layers is not None)):
+            if found:
+                raise ConfigError(f"train.parallel.{name} is for a pipeline, but train.parallel.pipeline is 1; leave "
+                                  f"it out")
         return "1F1B"
     schedule: Schedule = given.schedule or ("1F1B" if layers is None or len(layers) == pipeline else "Interleaved1F1B")
     if layers is None:
@@ -203,6 +203,7 @@ def _stage_layers(layout: Layout, model: Mapping[str, Any], sequence_length: int
 
 def even_stages(stages: int, model: Mapping[str, Any], sequence_length: int) -> tuple[int, ...]:
     """Layers a stage, such that the slowest stage is as fast as can be: the last one has the head to compute, too.
+    What does not go evenly goes to late stages: early ones hold the most activations.
 
     In multiplications a token: a layer has its matrices and attention over half the sequence on average, the head
     hidden x vocabulary, the embedding none."""
@@ -215,7 +216,7 @@ def even_stages(stages: int, model: Mapping[str, Any], sequence_length: int) -> 
     cost[-1] += hidden * model["vocab_size"]
     count = [1] * stages
     for _ in range(model["num_hidden_layers"] - stages):
-        cheapest = cost.index(min(cost))
+        cheapest = max(range(stages), key=lambda stage: (-cost[stage], stage))
         cost[cheapest] += layer
         count[cheapest] += 1
     return tuple(count)
