@@ -15,7 +15,7 @@ def test_curve_begins_as_the_golden_one(tmp_path: Path, name: str) -> None:
     golden = curves.kept(name)
     assert len(golden) == curves.STEPS
     step, apart = curves.furthest(curves.losses(name, tmp_path, PREFIX), golden[:PREFIX])
-    assert apart <= curves.CLOSE, f"step {step} is {apart:.1e} off; if that is intended: python -m golden.curves --write"
+    assert apart <= curves.CLOSE, f"step {step} is {apart:.1e} off; intended? python -m golden.curves --write"
 
 
 def test_a_curve_that_moves_is_noticed() -> None:
