@@ -12,6 +12,7 @@ JOB_LABEL = f"{GROUP}/job"  # on everything a job owns; value: the job's name
 INDEX_LABEL = f"{GROUP}/index"  # on pods; value: the gang index
 INCARNATION_LABEL = f"{GROUP}/incarnation"  # on pods; value: 1, 2, ...
 JOB_UID_LABEL = f"{GROUP}/job-uid"  # on pods; value: the job's UID
+WRITTEN_ANNOTATION = f"{GROUP}/written"  # on Worlds; value: hash of the spec as the operator wrote it
 RENDERED_ANNOTATION = f"{GROUP}/rendered"  # on pods; value: hash of the rendering they were made from
 SCHEMA_VERSION = 2  # of the CRDs, in their annotation trainyard.dev/schema-version; raised when they gain a field
 CONTROLLER_NAME = f"{GROUP}/operator"  # the value of spec.managedBy that this operator answers to

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainyard.api import API_VERSION, JOB_LABEL, JOB_UID_LABEL
+from trainyard.api import API_VERSION, JOB_LABEL, JOB_UID_LABEL, WRITTEN_ANNOTATION
 from trainyard.api.job import TrainingJobSpec
 from trainyard.api.protocol import WorldSpec
+from trainyard.build.hashes import canonical, digest
 from trainyard.build.types import JobRef, Object
 
 WORKER_ROLE = "trainyard-worker"  # the ClusterRole that the chart ships; the operator may bind this one only
@@ -48,10 +49,16 @@ def belongings(job: JobRef, spec: TrainingJobSpec) -> list[Object]:
 
 def world(job: JobRef, spec: WorldSpec, resource_version: str | None = None) -> Object:
     """The job's World; with the resource version that was read, a replacement for exactly that one."""
-    meta = metadata(job, job.name)
+    content = spec.dump()
+    meta = metadata(job, job.name, annotations={WRITTEN_ANNOTATION: written(content)})
     if resource_version is not None:
         meta["resourceVersion"] = resource_version
-    return {"apiVersion": API_VERSION, "kind": "World", "metadata": meta, "spec": spec.dump()}
+    return {"apiVersion": API_VERSION, "kind": "World", "metadata": meta, "spec": content}
+
+
+def written(spec: Object) -> str:
+    """What a World's annotation says as long as nobody but the operator has changed its spec."""
+    return digest(canonical(spec), 16)
 
 
 def _service_account(job: JobRef) -> Object:

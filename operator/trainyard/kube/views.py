@@ -18,8 +18,10 @@ from trainyard.api import (
     JOB_UID_LABEL,
     RENDERED_ANNOTATION,
     TRAINER_CONTAINER,
+    WRITTEN_ANNOTATION,
 )
 from trainyard.api.protocol import ReportSpec, WorldSpec
+from trainyard.build.owned import written
 from trainyard.kube.client import Object
 from trainyard.kube.times import instant
 from trainyard.placement.books import NodeView, Resources
@@ -289,7 +291,9 @@ def report(raw: Object, old: OwnedReport | None = None) -> OwnedReport | None:
 def world(raw: Object, old: World | None = None) -> World | None:
     """Of a World; None if it makes no sense."""
     try:
-        return World(WorldSpec.model_validate(raw["spec"]), raw["metadata"]["resourceVersion"])
+        told = (raw["metadata"].get("annotations") or {}).get(WRITTEN_ANNOTATION)
+        edited = told is not None and told != written(raw["spec"])
+        return World(WorldSpec.model_validate(raw["spec"]), raw["metadata"]["resourceVersion"], edited)
     except (ValidationError, KeyError) as error:
         log.warning("world %s/%s ignored: %s", raw["metadata"]["namespace"], raw["metadata"]["name"], error)
         return None

@@ -78,7 +78,7 @@ def _foreign(snap: Snapshot) -> bool:
 
 
 def _begin(snap: Snapshot) -> Turn:
-    world = snap.world.spec if snap.world else None
+    world = snap.world.spec if snap.world and not snap.world.edited else None
     known = snap.status.nodes.desired
     # A spec that no longer validates may have a gang that runs: size from the World, policies at their defaults, but no
     # job ends at a limit that it did not set.

@@ -1,4 +1,4 @@
-"""A World that somebody deleted is made again, past every generation that anybody has seen."""
+"""A World that somebody deleted or edited is made again, past every generation that anybody has seen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEAP = 100
 
 
 def lost_world(turn: Turn) -> Turn:
-    """Pods without a World: a later generation, every place held by the newest pod that is there."""
+    """Pods without a World to trust: a later generation, every place held by the newest pod that is there."""
     snap = turn.snap
     if turn.world is not None or not snap.pods:
         return turn
@@ -22,8 +22,9 @@ def lost_world(turn: Turn) -> Turn:
     for pod in snap.pods:
         newest[str(pod.index)] = max(pod.incarnation, newest.get(str(pod.index), 1))
     restarts, progress = turn.status.restarts, turn.status.progress
+    culprit = f"the World object was {'edited by hand' if snap.world else 'deleted'}"
     cause = Cause(
-        kind="WorldLost", culprit="the World object was deleted", at=fine_stamp(snap.now),
+        kind="WorldLost", culprit=culprit, at=fine_stamp(snap.now),
         step=progress.step if progress else None, total=restarts.total, counted=restarts.counted,
     )  # fmt: skip
     size = turn.status.nodes.desired or turn.spec.num_nodes

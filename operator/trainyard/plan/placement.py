@@ -88,7 +88,8 @@ def _started_world(turn: Turn) -> Turn:
 def known_generation(turn: Turn) -> int:
     """The highest generation that anybody has seen."""
     told = (report.spec.generation for report in turn.snap.reports if report.spec.job == turn.snap.uid)
-    return max(turn.status.world.generation, max(told, default=0))
+    edited = turn.snap.world.spec.generation if turn.snap.world else 0
+    return max(turn.status.world.generation, max(told, default=0), edited)
 
 
 def _taken_names(turn: Turn) -> Obstacle | None:

@@ -101,6 +101,7 @@ class World:
 
     spec: WorldSpec
     resource_version: str
+    edited: bool = False  # by somebody else than the operator
 
 
 @dataclass(frozen=True, slots=True)

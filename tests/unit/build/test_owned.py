@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+from trainyard.api import WRITTEN_ANNOTATION
 from trainyard.api.protocol import Master, WorldSpec
 from trainyard.build import (
     admitted_hash,
@@ -18,6 +19,7 @@ from trainyard.build import (
     with_demand,
     world,
 )
+from trainyard.build.owned import written
 from trainyard.placement.quantities import demand_of
 from unit.build.jobs import JOB, SETTINGS, TRAIN, command_job, pod_spec, train_job, trainer
 from unit.build.test_pods import OWNER
@@ -72,11 +74,11 @@ def test_world() -> None:
     assert made == {
         "apiVersion": "trainyard.dev/v1alpha1",
         "kind": "World",
-        "metadata": metadata("llama", resourceVersion="77"),
+        "metadata": metadata("llama", resourceVersion="77", annotations={WRITTEN_ANNOTATION: written(spec.dump())}),
         "spec": spec.dump(),
     }
     assert WorldSpec.model_validate(made["spec"]) == spec
-    assert world(JOB, spec)["metadata"] == metadata("llama")
+    assert "resourceVersion" not in world(JOB, spec)["metadata"]
 
 
 def test_a_rendering_is_kept_and_read_back() -> None:

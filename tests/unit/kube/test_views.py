@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from trainyard.api.protocol import WorldSpec
+from trainyard.build import JobRef, owned
 from trainyard.kube import views
 from trainyard.kube.client import Object
 
@@ -151,3 +154,19 @@ def test_a_world_that_makes_no_sense_is_left_out_without_its_secret(caplog: pyte
     assert views.world(raw) is None
     assert "generation" in caplog.text
     assert "s3cret" not in caplog.text
+
+
+def test_a_world_that_somebody_else_changed_is_known_as_such() -> None:
+    spec = WorldSpec(job="uid", generation=3, phase="Run", size=2, token="0123456789abcdef", incarnations={"1": 2})
+    raw = owned.world(JobRef("team", "llama", "uid"), spec, "7")
+    stored = json.loads(json.dumps(raw))
+    seen = views.world(stored)
+    assert seen is not None
+    assert (seen.spec, seen.edited) == (spec, False)
+    changed = views.world(stored | {"spec": {**stored["spec"], "phase": "Done"}})
+    assert changed is not None
+    assert changed.edited
+    del stored["metadata"]["annotations"]  # written by an operator that did not know of this
+    old = views.world(stored)
+    assert old is not None
+    assert not old.edited

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from trainyard.plan.lost_world import LEAP
-from trainyard.plan.types import CreatePod, DeletePod, PutWorld
+from trainyard.plan.types import CreatePod, DeletePod, PutWorld, World
 from unit.plan.builders import NOW, Case, condition, of_type, placed, rank_failure, training, world_of
 
 
@@ -213,3 +213,16 @@ def test_a_container_that_is_told_to_stop_again_and_again_by_nobody_known_counts
     assert (deleted.world_spec.cause.kind, deleted.world_spec.cause.counted) == ("Moved", 0)
     onward = case.formed(step=25).settled().report(1, "Stopping").applied()
     assert (onward.world_spec.phase, onward.world_spec.cause.counted) == ("Drain", 0)
+
+
+def test_a_world_that_somebody_edited_is_made_again() -> None:
+    case = training()
+    assert case.snap.world is not None
+    wrong = case.world_spec.model_copy(update={"phase": "Done", "size": 1, "generation": 40})
+    edited = case.but(world=World(wrong, "99", edited=True))
+    made = edited.plan()
+    (put,) = of_type(made, PutWorld)
+    assert put.resource_version == "99", "that very object is replaced"
+    assert (put.spec.generation, put.spec.phase, put.spec.size) == (40 + LEAP, "Run", 2)
+    assert any("WorldLost: the World object was edited by hand" in event.message for event in made.events)
+    assert not of_type(made, DeletePod)

@@ -186,17 +186,20 @@ def test_an_api_that_is_away_at_first(start: Start, api: FakeApi) -> None:
     assert pod.wait() == 0
 
 
-def test_without_the_api_the_gang_starts_again_by_itself(start: Start, api: FakeApi) -> None:
+@pytest.mark.parametrize("preload", ["", "json"])
+def test_without_the_api_the_gang_starts_again_by_itself(start: Start, api: FakeApi, preload: str) -> None:
     operator = Operator(api, size=2)
     code = ("import os, sys, time; g = os.environ['TRAINYARD_GENERATION']; print('at', g, flush=True)\n"
             "if g == '1': time.sleep(1 if os.environ['RANK'] == '1' else 1000); sys.exit(1)")
-    pods = [start(python(code), index=index, nodes=2, command=HURRIED) for index in (0, 1)]
+    program = [PYTHON, "-c", code] if preload else python(code)  # -S is an option that no fork can have
+    pods = [start(program, index=index, nodes=2, command=HURRIED, TRAINYARD_PRELOAD=preload) for index in (0, 1)]
     operator.run(pods[0])
     for pod in pods:
         pod.wait_output("at 1\n")
     api.down()
     for pod in pods:
         pod.wait_output("at 1.1\n")
+        assert ("imported ahead" in pod.output()) is bool(preload)
     api.up()
     assert operator.report("Finished")["attempt"] == 1
     assert not [spec for _, _, spec in api.reports if spec["kind"] == "RankFailed"]
