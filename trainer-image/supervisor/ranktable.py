@@ -63,7 +63,8 @@ def place_of(environment: Mapping[str, str], annotation: str = "") -> Optional[s
 def _from_plugin(read: List[Dict[str, Any]]) -> Dict[str, Any]:
     first = read[0]
     return {
-        "server": str(first.get("server") or ""), "host": "", "superPod": str(first.get("superPod") or ""),
+        "server": "",  # the node's name will do: its number in a super-pod is another node's in the next
+        "host": "", "superPod": str(first.get("superPod") or ""),
         "devices": [[str(int(one["physical"])), str(one.get("ip") or ""), str(one.get("superDevice") or "")]
                     for one in read],
     }

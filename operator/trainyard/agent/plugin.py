@@ -53,6 +53,7 @@ class Plugin(rpc.DevicePluginServicer):
         self._metrics = metrics
         self._model = ""
         self._resource = ""
+        self._place = ("", "")  # super-pod and server
         self._served: dict[str, Served] = {}
         self._version = 0
         self._changed = asyncio.Event()
@@ -77,6 +78,7 @@ class Plugin(rpc.DevicePluginServicer):
         """From now on kubelet is told this."""
         if facts.resource != self._resource:
             self._served, self._kubelet = {}, None  # another resource is another registration
+        self._place = (facts.super_pod, facts.server)
         served = serve(facts, statuses, self._served)
         if served == self._served and facts.resource == self._resource:
             return
@@ -129,7 +131,8 @@ class Plugin(rpc.DevicePluginServicer):
                 self._metrics.allocations.labels("refused").inc()
                 log.warning("refused to allocate: %s", why)
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
-            given = grant([self._served[name].device for name in each.devices_ids], self.runtime)
+            given = grant([self._served[name].device for name in each.devices_ids], self.runtime,
+                          super_pod=self._place[0], server=self._place[1])
             answers.append(pb.ContainerAllocateResponse(
                 envs=given.environment,
                 devices=[pb.DeviceSpec(container_path=path, host_path=path, permissions="rw") for path in given.nodes],

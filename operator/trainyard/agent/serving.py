@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,11 +92,16 @@ class Grant:
     mounts: tuple[str, ...] = field(default=())  # read-only, at the same path on both sides
 
 
-def grant(devices: Sequence[Device], runtime: Runtime, exists: Callable[[str], bool] = os.path.exists) -> Grant:
+def grant(devices: Sequence[Device], runtime: Runtime, exists: Callable[[str], bool] = os.path.exists, *,
+          super_pod: str = "", server: str = "") -> Grant:
     """What a container gets with these devices. ASCEND_RT_VISIBLE_DEVICES is left alone: it counts devices inside the
-    container, and physical numbers in it hide them all."""
+    container, and physical numbers in it hide them all. TRAINYARD_DEVICES is for the supervisor, who makes HCCL's rank
+    table of it (docs/supervisor.md)."""
     physical = sorted(device.physical for device in devices)
-    visible = {"ASCEND_VISIBLE_DEVICES": ",".join(map(str, physical))}
+    facts = [{"id": device.id, "physical": device.physical, "ip": device.ip, "superDevice": device.super_device,
+              "superPod": super_pod, "server": server} for device in sorted(devices, key=lambda each: each.physical)]
+    visible = {"ASCEND_VISIBLE_DEVICES": ",".join(map(str, physical)),
+               "TRAINYARD_DEVICES": json.dumps(facts, separators=(",", ":"))}
     if runtime == "none":
         return Grant(visible)
     if runtime == "ascend":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -148,6 +149,8 @@ async def test_allocate_and_start_refuse_what_has_gone_bad(folder: Path) -> None
                 return pb.AllocateRequest(container_requests=[pb.ContainerAllocateRequest(devices_ids=names)])
 
             given = await stub(channel).Allocate(ask("Ascend910-0"))
+            (told,) = json.loads(given.container_responses[0].envs.pop("TRAINYARD_DEVICES"))
+            assert (told["id"], told["physical"]) == ("Ascend910-0", 0)
             assert dict(given.container_responses[0].envs) == {"ASCEND_VISIBLE_DEVICES": "0"}
             await stub(channel).PreStartContainer(pb.PreStartContainerRequest(devices_ids=["Ascend910-0"]))
             for name, words in (("Ascend910-1", "80E01801 SeparateNPU"), ("Ascend910-9", "not among the node's")):

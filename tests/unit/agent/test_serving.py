@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -65,9 +66,15 @@ def test_devices_with_mild_faults_are_the_last_choice() -> None:
 
 
 def test_what_a_container_gets() -> None:
-    devices = [Device(id="Ascend910-5", physical=5), Device(id="Ascend910-1", physical=1)]
-    assert grant(devices, "none") == Grant({"ASCEND_VISIBLE_DEVICES": "1,5"})
-    assert grant(devices, "ascend") == Grant({"ASCEND_VISIBLE_DEVICES": "1,5", "ASCEND_RUNTIME_OPTIONS": ""})
+    devices = [Device(id="Ascend910-5", physical=5, ip="1.1.1.5", super_device="55"),
+               Device(id="Ascend910-1", physical=1, ip="1.1.1.1", super_device="51")]
+    bare = grant(devices, "none", super_pod="7", server="3")
+    told = json.loads(bare.environment.pop("TRAINYARD_DEVICES"))
+    assert told == [
+        {"id": "Ascend910-1", "physical": 1, "ip": "1.1.1.1", "superDevice": "51", "superPod": "7", "server": "3"},
+        {"id": "Ascend910-5", "physical": 5, "ip": "1.1.1.5", "superDevice": "55", "superPod": "7", "server": "3"}]
+    assert bare == Grant({"ASCEND_VISIBLE_DEVICES": "1,5"})
+    assert grant(devices, "ascend").environment["ASCEND_RUNTIME_OPTIONS"] == ""
     plain = grant(devices, "plain", exists=lambda path: path != "/usr/local/dcmi")
     assert plain.nodes == ("/dev/davinci1", "/dev/davinci5", "/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
     assert plain.mounts == ("/usr/local/Ascend/driver/lib64", "/usr/local/Ascend/driver/include",
