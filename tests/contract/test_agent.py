@@ -151,6 +151,26 @@ async def test_an_agent_that_cannot_read_knows_the_devices_from_before(site: Sit
     assert told.device(1)["faults"] == 1
 
 
+async def test_what_was_written_before_outlives_a_start_without_an_api_server(
+        installed: ApiServer, site: Site, told: Told, kubelet: Kubelet, agents: ExitStack) -> None:
+    first = await start(agents, site)
+    site.describe(faults={"Ascend910-1": ["80E01801"]})
+    await until("a fault is written", lambda: told.device(1).get("code"))
+    site.describe(faults=None)
+    await until("its end is written", lambda: told.device(1).get("health") == "Healthy")
+    assert await asyncio.to_thread(first.stop) == 0
+    kubelet.lists.clear()
+    installed.pause()
+    try:
+        await start(agents, site)
+        await until("the devices are served", lambda: kubelet.newest == HEALTHY)
+    finally:
+        installed.resume()
+    site.describe(faults={"Ascend910-2": ["80E01801"]})
+    await until("the next fault is written", lambda: told.device(2).get("code"))
+    assert told.device(1)["faults"] == 1
+
+
 async def test_what_was_never_valid_is_said_and_mended(site: Site, told: Told, kubelet: Kubelet,
                                                        agents: ExitStack) -> None:
     site.write("nodes: {site: {model: 910C}}")

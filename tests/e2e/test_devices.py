@@ -189,6 +189,10 @@ def test_a_bad_file_changes_nothing_but_is_named(devices: Devices) -> None:
     assert "nodes.node-1.model" in said["message"]
     assert devices.device(NPU, "Ascend910-1")["code"] == "80E01801", "the last good state counts"
     assert devices.get(BARE) is None
+    devices.wait("an Event says so", lambda: any(
+        event.involved_object.kind == "NodeDevices" and "nodes.node-1.model" in event.message
+        for event in devices.yard.api.core.list_namespaced_event(
+            "default", field_selector=f"involvedObject.name={NPU},reason=InvalidDevices").items))  # fmt: skip
 
 
 def _ready(pod: Object) -> bool:

@@ -27,8 +27,8 @@ from trainyard.kube.client import ApiError, Client
 
 log = logging.getLogger(__name__)
 
-STALE_SECONDS = 15.0
-"""A backend reads again every 5 s at the latest; health that is older than this is unknown."""
+STALE_SECONDS = 20.0
+"""A backend reads again every 5 s, or 15 s if its tools are slow; health that is older than this is unknown."""
 _TICK_SECONDS = 1.0  # between two looks at what only time changes: probations, readings that do not come
 _HOLDERS_SECONDS = 2.0  # between two looks at who holds what
 _HOLDERS_PATIENCE = 1.0
@@ -54,6 +54,8 @@ class Agent:
         self._reading: Reading | Unreadable = Unreadable("HealthUnreadable", "nothing has been read yet")
         self._read_at = 0.0  # monotonic
         self._holders: Mapping[str, str] = {}
+        self._doubted = False  # kubelet said a moment ago that nobody holds anything any more
+        self._recalled = False  # what an agent before this one wrote is known, or there was nothing
         self._registered_at = time.monotonic()  # when kubelet was last known to know the plugin
         self._table = OwnTable(options.fault_table)
         self._node_read = asyncio.Event()  # set: read the Node again now
@@ -80,6 +82,7 @@ class Agent:
             async with asyncio.timeout(_HISTORY_SECONDS):
                 await self.writer.watch.synced.wait()
         there = self.writer.current
+        self._recalled = self.writer.watch.synced.is_set()
         if there is None:
             return
         self.statuses = there.devices
@@ -121,6 +124,10 @@ class Agent:
         except (TimeoutError, OSError, grpc.RpcError) as error:
             log.debug("PodResources: %r", error)
             return False
+        if not holders and self._holders and not self._doubted:
+            self._doubted = True  # a kubelet that has just started has not heard of its pods yet
+            return False
+        self._doubted = False
         changed = holders != self._holders
         self._holders = holders
         return changed
@@ -155,6 +162,9 @@ class Agent:
         if deleted:
             self.writer.node_uid = ""
             self._node_read.set()
+        if self._read_at and not self._recalled and (there := self.writer.current):
+            # The API server was away when this agent began, and the writer is about to overwrite what it had kept.
+            self._recalled, self.statuses = True, there.devices
         if self._read_at:
             self._update()
 
