@@ -58,6 +58,10 @@ chart: ## helm lint, schema validation, checkov
 e2e: ## end to end on a real cluster
 	@$(venv) exec python -m harness.run e2e
 
+.PHONY: device-chaos
+device-chaos: ## nightly: a thousand random faults, heals and kills against a job, at most 15 minutes
+	@$(venv) TRAINYARD_CHAOS_EVENTS=1000 TRAINYARD_CHAOS_SECONDS=600 exec python -m pytest -s -q -p no:cacheprovider tests/e2e/test_device_chaos.py
+
 .PHONY: bench
 bench: ## measure and print the figures of docs/figures.md
 	@$(venv) exec python -m bench

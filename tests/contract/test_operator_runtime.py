@@ -163,3 +163,62 @@ def test_an_api_server_that_is_away_for_a_while(operator: OperatorProcess, here:
     here.until_pods(2, seconds=20)
     assert operator.process.poll() is None
     assert operator.metric("process_resident_memory_bytes") < memory + 30e6
+
+
+def put_devices(here: Playground, name: str, *told: Object) -> str:
+    """Sixteen devices on a node, as its agent would write them; returns their path."""
+    node = f"{here.name}-{name}"
+    path = f"{GROUP}/nodedevices/{node}"
+    ids = [f"d{number}" for number in range(16)]
+    if not here.rest.get(path).ok:
+        answer = here.rest.create(f"{GROUP}/nodedevices", {
+            "apiVersion": "trainyard.dev/v1alpha1", "kind": "NodeDevices", "metadata": {"name": node},
+            "spec": {"node": node, "resource": f"{here.name}.example/npu", "backend": "simulated",
+                     "devices": [{"id": each, "physical": number} for number, each in enumerate(ids)]}})
+        assert answer.ok, answer
+    known = {each["id"]: each for each in told}
+    ready = {"type": "Ready", "status": "True", "reason": "Serving", "message": "",
+             "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    answer = here.rest.patch(f"{path}/status", {"status": {
+        "conditions": [ready], "devices": [known.get(each, {"id": each, "health": "Healthy"}) for each in ids]}})
+    assert answer.ok, answer
+    return path
+
+
+def accelerators(here: Playground, name: str) -> tuple[str, str]:
+    """Status and message of the node's condition."""
+    conditions = here.rest.get(f"/api/v1/nodes/{here.name}-{name}").body["status"]["conditions"]
+    return next(((c["status"], c["message"]) for c in conditions if c["type"] == "AcceleratorsHealthy"), ("", ""))
+
+
+def test_devices_make_a_condition_of_their_node_and_are_quarantined_when_they_fail_again(
+        operator: OperatorProcess, here: Playground) -> None:
+    here.node("npu")
+    node = f"{here.name}-npu"
+    answer = here.rest.patch(f"/api/v1/nodes/{node}/status", {"status": {
+        "allocatable": {f"{here.name}.example/npu": "16"}, "capacity": {f"{here.name}.example/npu": "16"}}})
+    assert answer.ok, answer
+    path = put_devices(here, "npu")
+    until("the node is well", 10, lambda: accelerators(here, "npu")[0] == "True")
+    put_devices(here, "npu", {"id": "d3", "health": "Unhealthy", "level": "RestartNPU", "code": "80E18005"})
+    until("the node is not", 10, lambda: accelerators(here, "npu")[0] == "False")
+    assert "d3 (80E18005, RestartNPU)" in accelerators(here, "npu")[1]
+    ready = {c["type"] for c in here.rest.get(f"/api/v1/nodes/{node}").body["status"]["conditions"]}
+    assert ready == {"Ready", "AcceleratorsHealthy"}, "no other condition is touched"
+    now = time.time()
+    history = [{"code": "80E18005", "level": "RestartNPU", "began": stamp(now - 60 * ago),
+                "ended": stamp(now - 60 * ago + 5)} for ago in (9, 4)]
+    put_devices(here, "npu", {"id": "d3", "health": "Healthy", "history": history})
+    until("a quarantine", 10, lambda: here.rest.get(path).body["spec"].get("orders"))
+    (order,) = here.rest.get(path).body["spec"]["orders"]
+    assert (order["device"], order["action"], order["by"]) == ("d3", "Quarantine", "Operator")
+    assert operator.metric("trainyard_device_fault", node=node, device="d3") == 1
+    about = {event["reason"] for event in here.rest.get("/api/v1/namespaces/default/events").body["items"]
+             if event["involvedObject"]["name"] == node}
+    assert {"DevicesUnhealthy", "Quarantined"} <= about
+    assert here.rest.request("DELETE", path).ok
+    until("no devices, no condition", 10, lambda: accelerators(here, "npu") == ("", ""))
+
+
+def stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

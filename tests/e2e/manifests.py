@@ -12,6 +12,7 @@ from harness.job import Job, Timeout
 Object = dict[str, Any]
 VOLUME = {"persistentVolumeClaim": {"claimName": "shared"}}
 SCRIPT = Path(__file__).with_name("steps.py").read_text()
+CHAIN = Path(__file__).with_name("chain.py").read_text()
 
 
 def _job(name: str, namespace: str, spec: Object) -> Object:
@@ -24,8 +25,8 @@ def _job(name: str, namespace: str, spec: Object) -> Object:
 
 
 def counting(name: str, namespace: str, image: str, *, nodes: int = 2, procs: int = 1, steps: int = 20,
-             step_seconds: float = 0.2, **spec: Any) -> Object:  # fmt: skip
-    """A job that runs steps.py, with its state on the shared volume."""
+             step_seconds: float = 0.2, script: str = SCRIPT, **spec: Any) -> Object:  # fmt: skip
+    """A job that runs steps.py or another script of that kind, with its state on the shared volume."""
     container = {
         "name": "trainer",
         "image": image,
@@ -35,7 +36,7 @@ def counting(name: str, namespace: str, image: str, *, nodes: int = 2, procs: in
     return _job(name, namespace, {
         "numNodes": nodes,
         "numProcPerNode": procs,
-        "command": ["python3", "-c", SCRIPT],
+        "command": ["python3", "-c", script],
         "checkpoint": {"volume": VOLUME, "subPath": name},
         "template": {"spec": {"containers": [container]}},
         **spec,

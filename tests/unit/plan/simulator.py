@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
 from trainyard.api.protocol import Failure, RankProgress, ReportSpec, WorldSpec
+from trainyard.fleet.devices import Accelerators, Device
 from trainyard.plan import plan
 from trainyard.plan.types import (
     Admit,
@@ -49,6 +50,15 @@ class Pod:
 
 
 @dataclass
+class Bad:
+    """A device's fault."""
+
+    code: str  # a new one each time: a job that raises the same one again and again is to blame
+    told: int  # ticks until the agent has noticed
+    lasts: int = 15  # ticks after that
+
+
+@dataclass
 class Cluster:
     """The API server's truth, and the job's."""
 
@@ -63,6 +73,8 @@ class Cluster:
     silent: dict[str, int] = field(default_factory=dict)  # node: ticks until it is back
     dead: set[str] = field(default_factory=set)  # silent nodes whose pods do not train either
     since: dict[str, datetime] = field(default_factory=dict)
+    bad: dict[str, Bad] = field(default_factory=dict)  # by node, whose only device is out of order
+    codes: int = 0
     rendering: Rendering | None = None
     formed: int = 0  # generation that trains
     step: int = 0
@@ -95,10 +107,22 @@ class Cluster:
             now=self.now, namespace="ns", name="j", uid=UID, generation=self.generation, created=NOW, spec=self.job,
             status=self.status, admitted_hash="hash", world=self.world, pods=tuple(p.view for p in self.pods.values()),
             rendering=self.rendering, nodes=state, books=replace(free, nodes=nodes, used=used), new_token=TOKEN,
+            devices=self._devices(),
             reports=tuple(
                 Report(p.view.name, p.report, p.received or self.now) for p in self.pods.values() if p.report
             ),
         )  # fmt: skip
+
+    def _devices(self) -> dict[str, Accelerators]:
+        """One device a node."""
+        held = {p.view.node: f"ns/{p.view.name}" for p in self.pods.values() if p.view.node and not p.view.finished}
+        found = {}
+        for name in (f"n{i}" for i in range(NODES)):
+            device = Device("d0", pod=held.get(name, ""))
+            if (bad := self.bad.get(name)) and bad.told <= 0:
+                device = replace(device, health="Unhealthy", level="RestartNPU", code=bad.code)
+            found[name] = Accelerators(name, resource="npu", devices=(device,), ready=True, reason="Serving")
+        return found
 
     def reconcile(self) -> None:
         """Plan until there is nothing to do; the same snapshot must give the same plan."""
@@ -207,6 +231,14 @@ class Cluster:
                 self.roots += 1
                 self.formed = 0
                 self._report(pod, "RankFailed", failure=rank_failure(1))
+            case "device" if node and node not in self.bad:
+                self.codes += 1
+                self.bad[node] = Bad(f"C{self.codes}", 0)
+            case "late device" if node and node not in self.bad and self._trains(pod):
+                self.codes += 1
+                self.bad[node] = Bad(f"C{self.codes}", 2)
+                self.formed = 0  # its rank notices first
+                self._report(pod, "RankFailed", failure=rank_failure(1))
             case "flap" if node and node not in self.silent:
                 self.silent[node], self.since[node] = 20, self.now
             case "node" if node and node not in self.silent and len(self.dead) < NODES - self.nodes:
@@ -230,6 +262,10 @@ class Cluster:
             if self.silent[node] <= 0:
                 del self.silent[node]
                 self.since[node] = self.now
+        for node, bad in list(self.bad.items()):
+            bad.told -= 1
+            if bad.told <= -bad.lasts:
+                del self.bad[node]
         for pod in list(self.pods.values()):
             self._live(pod)
         if self.world is not None:
@@ -247,6 +283,8 @@ class Cluster:
             return
         if not pod.view.finished and pod.age == 1:
             pod.view = replace(pod.view, node=pod.view.pinned)
+            if (bad := self.bad.get(node or "")) and bad.told <= 0:
+                pod.view = replace(pod.view, phase="Failed", reason="UnexpectedAdmissionError")
         if not pod.view.finished and pod.age == 3:
             pod.view = replace(pod.view, started=True, ready=True, phase="Running", started_at=self.now)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from unit.plan.builders import condition
 from unit.plan.simulator import Cluster
 
-INFRASTRUCTURE = ("vanish", "exit", "refuse", "delete", "flap", "node")
+INFRASTRUCTURE = ("vanish", "exit", "refuse", "delete", "flap", "node", "device", "late device")
 OPERATOR = ("operator", "lost write", "world")
 ALL = (*INFRASTRUCTURE, *OPERATOR, "rank", "suspend", "resume", "config map")
 
