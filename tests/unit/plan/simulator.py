@@ -75,6 +75,7 @@ class Cluster:
     since: dict[str, datetime] = field(default_factory=dict)
     bad: dict[str, Bad] = field(default_factory=dict)  # by node, whose only device is out of order
     codes: int = 0
+    late: int = 0  # ranks that failed of a device before the agent had noticed it
     rendering: Rendering | None = None
     formed: int = 0  # generation that trains
     step: int = 0
@@ -237,6 +238,7 @@ class Cluster:
             case "late device" if node and node not in self.bad and self._trains(pod):
                 self.codes += 1
                 self.bad[node] = Bad(f"C{self.codes}", 2)
+                self.late += 1
                 self.formed = 0  # its rank notices first
                 self._report(pod, "RankFailed", failure=rank_failure(1))
             case "flap" if node and node not in self.silent:
