@@ -11,6 +11,7 @@ import pytest
 from harness.devices import RESOURCE, Devices
 from harness.installation import SYSTEM, Yard
 from harness.job import Object, Timeout
+from trainyard.cli.__main__ import main
 
 NPU, A3, BARE = "node-1", "node-2", "node-3"
 _WAIT = "import os, pathlib, time\nwhile not pathlib.Path('/dev/shm/stop').exists(): time.sleep(0.1)\n"
@@ -268,3 +269,72 @@ print(json.dumps(sorted(taken[1:])))
           f"agent's RSS {int(rss) / 1024:.0f} MiB")
     assert middle < 0.1
     assert int(rss) < 150 * 1024
+
+
+def _order(yard: Yard, *line: str) -> None:
+    assert main(["--kubeconfig", str(yard.cluster.kubeconfig), "devices", *line]) == 0
+
+
+def test_orders_keep_new_work_off_and_let_running_work_finish(yard: Yard, devices: Devices, pods: Pods) -> None:
+    pods.make("user", NPU, 1)
+    pods.wait_running("user")
+    device = devices.held(NPU)[f"{pods.namespace}/user"][0]
+    try:
+        _order(yard, "quarantine", NPU, device, "--for", "1h", "--reason", "a test")
+        devices.wait("the order is obeyed", lambda: devices.device(NPU, device).get("quarantined"))
+        assert devices.device(NPU, device)["health"] == "Healthy"
+        assert pods.health("user") == {device: "Healthy"}
+        assert pods.running("user")
+        pods.delete("user")
+        devices.wait("it is kept out once it is free", lambda: devices.device(NPU, device)["health"] == "Unhealthy")
+        devices.wait("kubelet counts it out", lambda: devices.allocatable(NPU) == 7)
+        _order(yard, "release", NPU, device)
+        devices.wait("it is back", lambda: devices.device(NPU, device)["health"] == "Healthy")
+        devices.wait("kubelet counts it in", lambda: devices.allocatable(NPU) == 8)
+    finally:
+        yard.cluster.kubectl("patch", "nodedevices", NPU, "--type=merge", "-p", '{"spec":{"orders":[]}}')
+
+
+def test_what_a_device_has_had_outlives_the_agent(yard: Yard, devices: Devices) -> None:
+    device = "Ascend910-6"
+    before = devices.device(NPU, device).get("faults", 0)
+    devices.fault(NPU, device)
+    devices.wait("the fault is seen", lambda: devices.device(NPU, device).get("code"))
+    devices.heal(NPU, device)
+    devices.wait("its probation is over", lambda: devices.device(NPU, device)["health"] == "Healthy")
+    old = devices.agent(NPU)["metadata"]["name"]
+    yard.cluster.kubectl("delete", "pod", "-n", SYSTEM, old, "--grace-period=1")
+    devices.wait("another agent is there", lambda: _another(devices, NPU, old))
+    devices.wait_served()
+    assert devices.device(NPU, device)["faults"] == before + 1
+    assert devices.device(NPU, device)["history"][-1]["code"] == "80E01801"
+
+
+def _another(devices: Devices, node: str, old: str) -> bool:
+    try:
+        agent = devices.agent(node)
+    except Timeout:
+        return False
+    return agent["metadata"]["name"] != old and _ready(agent)
+
+
+_OBSERVE = """
+import asyncio, json, pathlib
+from trainyard.agent.observe import Observe
+from trainyard.agent.podresources import PodResources
+from trainyard.api.devices import NodeDevicesSpec
+spec = NodeDevicesSpec.model_validate(json.loads({spec!r}))
+pods = PodResources(pathlib.Path("/var/lib/kubelet/pod-resources/kubelet.sock"))
+backend = Observe(None, spec.node, pods, spec.resource)
+backend.recall(spec.model_copy(update={{"backend": "observe"}}))
+found = asyncio.run(backend.read())
+print(json.dumps({{"devices": len(found.facts.devices), "faults": {{k: v[0].code for k, v in found.faults.items()}}}}))
+"""
+
+
+def test_an_observer_sees_through_kubelet_what_another_plugin_says(devices: Devices) -> None:
+    devices.fault(NPU, "Ascend910-2")
+    devices.wait("kubelet counts it out", lambda: devices.allocatable(NPU) == 7)
+    spec = json.dumps((devices.get(NPU) or {})["spec"])
+    assert json.loads(devices.in_agent(NPU, _OBSERVE.format(spec=spec))) == {
+        "devices": 8, "faults": {"Ascend910-2": "NotAllocatable"}}
