@@ -25,7 +25,7 @@ from scale.page import write
 from scale.watching import Pods
 
 SIZES = (100, 500, 1000, 5000)
-KILLED_OF = 1000  # of this gang one pod is killed
+KILLED_OF = 1000  # of this gang, or the next smaller one, pods are killed
 CRDS = Path(__file__).resolve().parents[2] / "crds"
 JOBS = "/apis/trainyard.dev/v1alpha1/namespaces/{namespace}/trainingjobs"
 WORLDS = "/apis/trainyard.dev/v1alpha1/namespaces/{namespace}/worlds"
@@ -86,9 +86,10 @@ def indexed_job(name: str, namespace: str, size: int) -> Object:
 class Bench:
     """One cluster with simulated nodes, and the operator."""
 
-    def __init__(self, api: Api, operator: OperatorProcess) -> None:
+    def __init__(self, api: Api, operator: OperatorProcess, killed_of: int) -> None:
         self.api = api
         self.operator = operator
+        self.killed_of = killed_of  # pods of the gang of which some are killed
 
     def come_up(self, manifest: Object, path: str, selector: str, size: int,
                 meanwhile: Callable[[Pods, float], None]) -> tuple[float, float, float]:
@@ -117,7 +118,7 @@ class Bench:
         def meanwhile(pods: Pods, begun: float) -> None:
             cpu, result.resident, _ = usage(self.operator)
             result.cpu = cpu - before
-            if size == KILLED_OF:
+            if size == self.killed_of:
                 result.whole = [self.kill(namespace, "gang", size, pods, index) for index in (0, 1, size // 2)]
             result.peak = usage(self.operator)[2]
 
@@ -201,7 +202,7 @@ def measure(sizes: list[int], name: str, keep: bool, logs: Path | None) -> list[
             api.namespace("trainyard-system")
             with run_operator(cluster.kubeconfig, folder, "scale", namespace="trainyard-system") as operator:
                 until("the operator leads", 120, lambda: operator.leads, 0.5)
-                bench = Bench(api, operator)
+                bench = Bench(api, operator, max((size for size in sizes if size <= KILLED_OF), default=0))
                 return [bench.gang(size) for size in sorted(sizes)]
     finally:
         if not keep:
