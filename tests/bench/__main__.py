@@ -61,13 +61,14 @@ def recovered(status: Object) -> bool:
     return bool(recoveries and recoveries[-1]["milliseconds"].get("total"))
 
 
-def rank_killed(yard: Yard, namespace: str, manifest: Object) -> float:
-    """Seconds from the SIGKILL of a rank of pod 1 to the next finished step of rank 0."""
+def rank_killed(yard: Yard, namespace: str, manifest: Object, phases: list[Object]) -> float:
+    """Seconds from the SIGKILL of a rank of pod 1 to the next finished step of rank 0; adds its phases."""
     job = yard.api.apply(manifest)
     job.wait_step(3, 240)
     killed = time.time()
     kill_rank(yard, job, f"{job.name}-1-1")
-    job.wait("a restart that finished steps", recovered, 240)
+    status = job.wait("a restart that finished steps", recovered, 240)
+    phases.append(status["recoveries"][-1]["milliseconds"])
     lines = steps(job, f"{job.name}-0-1")
     # The kill takes effect some time into the exec: the gap that holds it is the longest one since.
     times = [stamp for stamp, _ in lines if stamp > killed - 1]
@@ -84,6 +85,14 @@ def repeat(what: str, measure: Callable[[int], float], count: int = REPEATS) -> 
         values.append(measure(number))
         print(f"  {what}: {values[-1]:.2f} s", flush=True)
     return f"{statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f}, {count} runs)"
+
+
+def by_phase(phases: list[Object]) -> str:
+    """Median milliseconds of each phase."""
+    names = ("detect", "decide", "replace", "rendezvous", "restore", "firstStep")
+    medians = {name: statistics.median(one[name] for one in phases if name in one)
+               for name in names if any(name in one for one in phases)}
+    return ", ".join(f"{name} {value:.0f} ms" for name, value in medians.items())
 
 
 def operator_at_work(yard: Yard, namespace: str) -> list[tuple[str, str]]:
@@ -161,10 +170,15 @@ def main() -> None:
             "script", lambda i: first_step(yard, namespace, count(f"first-{i}", steps=100, step_seconds=0.05)))))
         rows.append(("apply to first step, LLaMA2 (imports torch and transformers)", repeat(
             "llama2", lambda i: first_step(yard, namespace, training(f"train-{i}", namespace, steps=1000)), 3)))
+        script: list[Object] = []
         rows.append(("SIGKILL of a rank to next finished step, own script", repeat(
-            "script", lambda i: rank_killed(yard, namespace, count(f"kill-{i}", steps=100_000, step_seconds=0.05)))))
+            "script",
+            lambda i: rank_killed(yard, namespace, count(f"kill-{i}", steps=100_000, step_seconds=0.05), script))))
+        rows.append(("by phase, own script", by_phase(script)))
+        llama: list[Object] = []
         rows.append(("SIGKILL of a rank to next finished step, LLaMA2", repeat(
-            "llama2", lambda i: rank_killed(yard, namespace, training(f"killt-{i}", namespace, steps=1000)), 3)))
+            "llama2", lambda i: rank_killed(yard, namespace, training(f"killt-{i}", namespace, steps=1000), llama))))
+        rows.append(("by phase, LLaMA2", by_phase(llama)))
         rows += operator_at_work(yard, namespace)
         write(rows, cluster.provider)
     finally:

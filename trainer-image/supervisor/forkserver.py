@@ -18,7 +18,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
 
 from supervisor.logs import Logs, Tail
 
-IMPORT_WITHIN = 180.0  # s that an order waits for the imports: a rank of its own would have to do the same
+IMPORT_WITHIN = 600.0  # s that an order waits for the imports: on a slow disk a rank would take as long for them
 FORK_WITHIN = 5.0  # s that forks may take on a busy machine; tens of milliseconds are usual
 DEATHS = 3  # without a rank forked in between, after which ranks are started without it for good
 RANKS = 120  # a message carries at most 253 descriptors

@@ -4,6 +4,7 @@ Nothing here may touch a device or a process group, or leave a thread behind (do
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 
 # Imported lazily or late by the trainer, torch or transformers: each would cost every rank at its start.
@@ -16,13 +17,17 @@ MODULES = (
     "torch.distributed.pipelining.schedules",
     "transformers.models.llama.configuration_llama",
     "transformers.models.llama.modeling_llama",
+    "numpy.ma",
     "safetensors",
+    "sentencepiece",
     "tokenizers",
+    "torch.profiler._cupti_monitor",
     "yaml",
 )
 
 
 def warm_up() -> None:
-    """Import everything."""
+    """Import everything. What is not there, in another version of a library, is not needed."""
     for name in MODULES:
-        importlib.import_module(name)
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def load(path: Path, state: State) -> None:
 
     Each rank reads the index and plans for itself: they need not meet, and one that fails ends the run of all."""
     try:
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # no_dist is what we want
         load_distributed(state, storage_reader=FileSystemReader(path), no_dist=True)
     except CheckpointException as error:  # no Exception, and it hides each rank's own
         raise RuntimeError(f"cannot load {path}: {reason(error)}") from error
