@@ -25,6 +25,7 @@ from trainyard.plan.types import Admit, CreatePod, Plan, Refusal, Settings, Snap
 
 log = logging.getLogger(__name__)
 
+_POD_SECONDS, _LONGEST_SECONDS = 0.03, 270.0  # more for each pod; never as long as what --stuck-seconds calls stuck
 _SECONDS = 120.0  # a reconcile that takes longer is broken off and tried again
 _STRANGER_SECONDS = 20.0  # until a taken name is tried again
 _CHEAP_SECONDS = 0.01  # of CPU
@@ -53,7 +54,7 @@ class Reconciler:
         NotLeading, ApiError, TimeoutError."""
         begun, result = time.monotonic(), "error"
         try:
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(self._limit(key)):
                 again = await self._reconcile(key)
             result = "ok"
             return again
@@ -108,6 +109,12 @@ class Reconciler:
         self._waitlist.note(job.key, plan.waiting)
         memory.judged_seconds = time.thread_time() - began
         return plan, list(places)
+
+    def _limit(self, key: str) -> float:
+        """Seconds that a reconcile may take: making thousands of pods takes minutes on a slow API server."""
+        job = self._cluster.jobs.get(key)
+        nodes = job.spec.get("numNodes") if job else 0
+        return min(_SECONDS + _POD_SECONDS * (nodes if isinstance(nodes, int) else 0), _LONGEST_SECONDS)
 
     def pace(self, key: str) -> float:
         """Seconds that a job rests before it is looked at again for something that nobody waits for: none for most, up

@@ -111,3 +111,14 @@ async def test_soon_is_never_put_off_and_never_cuts_a_rest_short() -> None:
         await asyncio.sleep(0.05)
     assert runs[1] - runs[0] > 0.6  # the rest after a failure: 1 s with its jitter
     task.cancel()
+
+
+async def test_a_gang_of_thousands_may_take_longer_to_make() -> None:
+    operator = Operator(parse(["--no-leader-election"]), Client(Configuration()), Metrics())
+    limits = []
+    for nodes in (2, 1000, 16384, "many"):
+        raw = job()
+        raw["spec"]["numNodes"] = nodes
+        operator.cluster.jobs.put(raw)
+        limits.append(operator.reconciler._limit("a/j"))
+    assert limits == [pytest.approx(120.06), pytest.approx(150.0), 270.0, 120.0]
