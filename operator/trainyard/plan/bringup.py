@@ -33,7 +33,12 @@ CONTAINER_PATIENCE = 20.0  # kubelet tries again by itself
 START_PATIENCE = 2.0  # a device plugin that keeps a container from its devices: kubelet tries again by itself
 LONGEST_PAUSE = 30.0  # between two pods of a place whose devices are refused
 ADMISSION = "UnexpectedAdmissionError"  # kubelet could not give the pod its devices
-DEVICE_START = "PreStartContainer"  # in the message of a start that the device plugin refused or did not answer
+# In kubelet's message of a start that the device plugin refused or did not answer, or that came before the plugin had
+# registered with a kubelet that was just started again.
+DEVICE_START = (
+    "PreStartContainer rpc failed", "endpoint not found in cache for a registered resource",
+    "no devices found allocated in local cache",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ def hindrance(turn: Turn, pod: PodView) -> Hindrance | None:
         wait = UNSCHEDULABLE_PATIENCE - age if pod.pinned else float("inf")
         return Hindrance(UNSCHEDULABLE + pod.unschedulable, wait, REFUSED_SECONDS)
     text = f"{pod.reason}{': ' + pod.message if pod.message else ''}"
-    if pod.reason in CONTAINER and DEVICE_START in pod.message:
+    if pod.reason in CONTAINER and any(words in pod.message for words in DEVICE_START):
         return Hindrance(text, max(START_PATIENCE, _pause(turn)) - age, 0.0)
     if pod.reason in IMAGE | CONTAINER and _starts_elsewhere(turn, pod):
         return Hindrance(text, CONTAINER_PATIENCE - age, BROKEN_SECONDS)

@@ -232,6 +232,7 @@ def test_a_job_that_breaks_devices_ends_at_its_limit() -> None:
 
 REFUSED = {"reason": "CreateContainerConfigError", "started": False, "ready": False, "phase": "Pending",
            "message": "device plugin PreStartContainer rpc failed with err: rpc error: code = Unavailable"}
+FORGOTTEN = REFUSED | {"message": f"endpoint not found in cache for a registered resource: {RESOURCE}"}
 NOT_GIVEN = {"reason": "UnexpectedAdmissionError", "message": "Allocate failed", "started": False, "phase": "Failed"}
 
 
@@ -242,7 +243,7 @@ def told_of(case: Case, known: bool = True) -> Case:
     return case.but(books=replace(case.snap.books, nodes=nodes))
 
 
-@pytest.mark.parametrize(("refused", "patience"), [(REFUSED, 2.0), (NOT_GIVEN, 0.0)])
+@pytest.mark.parametrize(("refused", "patience"), [(REFUSED, 2.0), (FORGOTTEN, 2.0), (NOT_GIVEN, 0.0)])
 @pytest.mark.parametrize("known", [True, False])
 def test_a_refused_start_is_tried_again_as_a_new_pod(refused: dict[str, Any], patience: float, known: bool) -> None:
     case = told_of(placed().started().pod(1, node="n1", **refused), known)
