@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from trainyard.agent.faults import Entry, FaultTable, Repeated, badness, normal, worse_than
 from trainyard.agent.types import Facts, Fault, Reading, Unreadable
-from trainyard.api.devices import MILD, DeviceStatus, FaultRecord, Level, Order, stops_work, takes_new_work
+from trainyard.api.devices import MILD, DeviceStatus, FaultRecord, Level, Order, takes_new_work
 from trainyard.api.times import moment, stamp
 
 KEPT = 16
@@ -43,23 +43,6 @@ def assess(
         made.append(_status(device.id, faults, ordered.get(device.id), holders.get(device.id, ""), table,
                             before.get(device.id), now))
     return tuple(made)
-
-
-def served_as_healthy(status: DeviceStatus) -> bool:
-    """What kubelet is told. A device whose health cannot be read takes no new work, but is not called ill while a pod
-    holds it: kubelet gives it to nobody else, and would mark the running pod."""
-    return status.health == "Healthy" or (status.health == "Unknown" and bool(status.pod))
-
-
-def refusal(status: DeviceStatus) -> str | None:
-    """Why no container may start on this device now; None: it may."""
-    if status.health == "Unhealthy" or stops_work(status.level):
-        why = f"{status.code or 'no code'}, {status.level or 'quarantined by an order'}"
-        until = f"; on probation until {status.probation}" if status.probation else ""
-        return f"{status.id} is not healthy ({why}{until}): {status.text or 'no text'}"
-    if status.health == "Unknown":
-        return f"the health of {status.id} cannot be read"
-    return None
 
 
 def _status(

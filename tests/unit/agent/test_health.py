@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import pytest
 from trainyard.agent.faults import FaultTable, Probation
-from trainyard.agent.health import refusal, served_as_healthy
+from trainyard.agent.serving import Served, serve
 from trainyard.api.devices import Level, Order
 from trainyard.api.times import stamp
-from unit.agent.devices import START, TABLE, Life, fault
+from unit.agent.devices import START, TABLE, Life, facts, fault
 
 HOUR, DAY = 3600, 86400
 
@@ -262,22 +262,32 @@ def test_a_clock_that_was_set_back_keeps_nothing_out_for_long() -> None:
     assert life.at(0).probation == when(60)
 
 
+def told(life: Life) -> Served:
+    return serve(facts(), life.statuses, {})["Ascend910-0"]
+
+
 def test_kubelet_is_told_that_an_unreadable_device_in_use_is_well() -> None:
     life = Life()
-    assert not served_as_healthy(life.at(0, unread=True))
+    life.at(0, unread=True)
+    assert not told(life).healthy
     life.hold()
-    assert served_as_healthy(life.at(1, unread=True))
-    assert not served_as_healthy(life.at(2, fault()))
+    life.at(1, unread=True)
+    assert told(life).healthy
+    life.at(2, fault())
+    assert not told(life).healthy
     life.at(3)
-    assert served_as_healthy(life.at(500))
+    life.at(500)
+    assert told(life).healthy
 
 
-def test_why_a_container_may_not_start() -> None:
+def test_why_a_pod_may_not_have_it() -> None:
     life = Life()
-    assert refusal(life.at(0)) is None
-    assert refusal(life.at(1, fault("80E01801"))) == (
-        "Ascend910-0 is not healthy (80E01801, RestartBusiness): memory")
-    assert "on probation until" in str(refusal(life.at(2)))
-    assert refusal(life.at(500, unread=True)) == "the health of Ascend910-0 cannot be read"
+    life.at(0)
+    assert told(life).why == ""
+    life.at(1, fault("80E01801"))
+    assert told(life).why == "Ascend910-0 is unhealthy: 80E01801 RestartBusiness memory"
+    life.at(500, unread=True)
+    assert told(life).why == "the health of Ascend910-0 cannot be read"
     life.orders = [order("Quarantine")]
-    assert "quarantined" in str(refusal(life.at(501)))
+    life.at(501)
+    assert "quarantined" in told(life).why
