@@ -69,7 +69,8 @@ def _obstacle(status: DeviceStatus) -> str:
         return f"{status.id} is quarantined"
     if status.health == "Unhealthy" or not takes_new_work(status.level):
         words = " ".join(word for word in (status.code, status.level or "", status.text) if word)
-        return f"{status.id} is unhealthy" + (f": {words}" if words else "")
+        until = f"; it works again and is on probation until {status.probation}" if status.probation else ""
+        return f"{status.id} is unhealthy" + (f": {words}" if words else "") + until
     if status.probation:
         return f"{status.id} is on probation until {status.probation}"
     return ""

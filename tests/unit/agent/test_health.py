@@ -286,6 +286,8 @@ def test_why_a_pod_may_not_have_it() -> None:
     assert told(life).why == ""
     life.at(1, fault("80E01801"))
     assert told(life).why == "Ascend910-0 is unhealthy: 80E01801 RestartBusiness memory"
+    life.at(2)
+    assert "it works again and is on probation until" in told(life).why
     life.at(500, unread=True)
     assert told(life).why == "the health of Ascend910-0 cannot be read"
     life.orders = [order("Quarantine")]
