@@ -22,7 +22,7 @@ def no_reduce_of_replicas() -> None:
 
 def wrong_scale() -> None:
     """The loss is divided by the tokens of a rank instead of those of the batch."""
-    from trainer.pretrain import Loop
+    from trainer.loop import Loop
 
     right = Loop.loss_factor
     Loop.loss_factor = (  # type: ignore[method-assign]

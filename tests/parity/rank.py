@@ -16,11 +16,11 @@ from torch.distributed.tensor import DTensor
 from trainer import config as configs
 from trainer import pretrain
 from trainer.distributed import connect
+from trainer.loop import Loop, Totals
 from trainer.model import shape
 from trainer.optimizer import AdamW, learning_rate
 from trainer.parallel import layout as layouts
 from trainer.parallel.model import ParallelModel
-from trainer.pretrain import Loop, Totals
 from trainer.progress import Progress
 
 

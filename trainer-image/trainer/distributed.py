@@ -158,3 +158,9 @@ def tell_all_after_long_work(gang: Gang, work: Callable[[], T], stop: Callable[[
         return answer[0]
 
     return tell_all(gang, result, ranks_per_teller)
+
+
+def say(gang: Gang, text: str) -> None:
+    """A line of the log, from rank 0."""
+    if gang.first:
+        print(text, flush=True)

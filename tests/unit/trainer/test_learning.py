@@ -97,7 +97,7 @@ class Updates:
 
 
 def test_overflow_is_a_fault_without_a_loss_scale_only() -> None:
-    from trainer.pretrain import Loop, Totals
+    from trainer.loop import Loop, Totals
     from trainyard.api.train import TrainConfig
 
     loop = Loop.__new__(Loop)

@@ -1,0 +1,375 @@
+"""The steps of a run: resume, compute, copy, evaluate, save."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from trainyard.api.train import TrainConfig
+
+from trainer.checkpoint import folder as folders
+from trainer.checkpoint import recall, resume
+from trainer.checkpoint.copies import open_memory
+from trainer.checkpoint.memory import Memory, Unavailable, local_of
+from trainer.checkpoint.recall import Recall
+from trainer.checkpoint.saver import Saver, State
+from trainer.config import Run
+from trainer.data import batches as data
+from trainer.data.batches import Batches
+from trainer.distributed import Gang, say, tell_all, together
+from trainer.errors import ConfigError
+from trainer.model import weights
+from trainer.optimizer import AdamW, learning_rate
+from trainer.parallel.model import MicroBatch, ParallelModel
+from trainer.precision import LossScale, Precision, clear_overflow, overflow_seen
+from trainer.progress import Progress
+
+MEASURED_STEPS = 6  # after which it is decided how often copies in memory are taken
+FINAL_TRIES = 5  # of the save that ends a run: 1, 2, 4, 8 seconds apart
+
+
+@dataclass
+class Totals:
+    """What the ranks add up once a step."""
+
+    loss: float  # mean over the batch's target tokens
+    norm: float  # of the gradients, before clipping
+    overflow: bool
+    drain: bool
+    busy: bool  # is a rank still writing a checkpoint?
+    save: bool
+
+
+class Loop:
+    """The steps, and the counters that a checkpoint carries besides tensors: `step` finished, `samples` taken."""
+
+    def __init__(self, config: TrainConfig, run: Run, gang: Gang, model: ParallelModel, optimizer: AdamW,
+                 training: Batches, validation: Batches | None, batch_size: int, precision: Precision,
+                 progress: Progress, identity: dict[str, Any]) -> None:
+        self.config, self.run_, self.gang = config, run, gang
+        self.model, self.optimizer = model, optimizer
+        self.training, self.validation = training, validation
+        self.batch_size = batch_size
+        self.micro_batches = batch_size // (config.micro_batch_size * model.layout.batch_ranks)
+        self.progress, self.identity = progress, identity
+        self.scale = LossScale() if precision == "fp16" else None
+        self.step = self.samples = 0
+        self.save_begun = 0  # step of the newest save that was started
+        self.saver: Saver | None = None
+        self.memory: Memory | None = None
+        self.step_seconds = math.inf  # the fastest step
+        self.decide_at = 0  # the step after which it is decided how often copies are taken
+
+    # ---- what a checkpoint holds
+
+    def state(self) -> State:
+        """Tensors, sharded; loading into them restores model and optimizer."""
+        parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return {"model": parameters, **self.optimizer.state()}
+
+    def counters(self) -> dict[str, Any]:
+        """The rest."""
+        scale = {"lossScale": self.scale.value, "goodSteps": self.scale.good_steps} if self.scale else {}
+        return {"samples": self.samples, "updates": self.optimizer.updates, **scale}
+
+    def resume(self) -> None:
+        """Go on from the newest state that is whole, copies in memory or a checkpoint that verifies; if there is none,
+        with the first weights."""
+        root = self.run_.checkpoint
+        generation = self.run_.generation or "1"
+        if root is None:
+            say(self.gang, "no checkpoint folder: nothing is saved")
+            self.progress.update(durableStep=0)
+        else:
+            generation = tell_all(self.gang, lambda: self.claim(root))
+            self.saver = Saver(root, self.gang, generation, self.run_.keep, self.identity, self.committed,
+                               self.save_failed)
+        self.memory = open_memory(self.run_.memory, self.gang, self.run_.rank.local_world_size, self.model.layout,
+                                  self.identity, generation, lambda text: self.warn("NoMemoryCopies", text))
+        recalled = self.resume_from_memory(root)
+        if recalled is None and (root is None or not self.resume_from_checkpoint(root)):
+            first_weights(self.model, self.config, self.gang)
+        self.attach_memory(recalled)
+
+    def resume_from_memory(self, root: Path | None) -> Recall | None:
+        """The copies that were loaded, if memory holds a newer one than the checkpoint folder."""
+        if self.memory is None:
+            return None
+        found = recall.find(self.memory)
+        if not found:
+            return None
+        durable = tell_all(self.gang, lambda: resume.newest_marked(root) if root else None)
+        for one in found:
+            if durable is not None and durable.step > one.step:
+                return None
+            started = time.monotonic()
+            counters = recall.load(self.memory, one, self.state())
+            if counters is not None:
+                self.go_on(one.step, counters)
+                if self.saver is not None and durable is not None:
+                    self.save_begun, self.saver.saved_step = durable.step, durable.step
+                    self.progress.update(durableStep=durable.step)
+                say(self.gang, f"resumed after step {self.step} from copies in memory, of run {one.run}, in "
+                               f"{time.monotonic() - started:.2f} s")
+                return one
+            for tensors in self.state().values():  # what was loaded in part must not be trained on
+                for tensor in tensors.values():
+                    local_of(tensor).zero_()
+        return None
+
+    def resume_from_checkpoint(self, root: Path) -> bool:
+        """Load the newest checkpoint that verifies, if there is one; whether there was."""
+        assert self.saver is not None
+        choice = resume.newest_that_verifies(root, self.gang, self.identity, lambda text: self.warn("CheckpointDamaged",
+                                                                                                     text))
+        self.saver.damaged = choice.damaged
+        if choice.path is None or choice.marker is None:
+            return False
+        started = time.monotonic()
+        resume.load(choice.path, self.state())
+        self.go_on(choice.marker.step, choice.marker.training)
+        self.save_begun = self.step
+        self.saver.protected, self.saver.saved_step = choice.path, self.step
+        self.progress.update(durableStep=self.step)
+        say(self.gang, f"resumed after step {self.step} from {choice.path.name}, saved by {choice.marker.world_size} "
+                       f"ranks, in {time.monotonic() - started:.2f} s")
+        return True
+
+    def go_on(self, step: int, counters: dict[str, Any]) -> None:
+        """Take over what came with the tensors."""
+        self.step = step
+        self.samples, self.optimizer.updates = counters["samples"], counters["updates"]
+        if self.scale and "lossScale" in counters:
+            self.scale.value, self.scale.good_steps = counters["lossScale"], counters["goodSteps"]
+        self.progress.update(step=step)
+
+    def attach_memory(self, recalled: Recall | None) -> None:
+        """From here on copies are kept. Those of the step we go on from are made whole again first."""
+        if self.memory is None:
+            return
+        try:
+            same = recalled is not None and recalled.layout == self.memory.layout
+            self.memory.attach(self.state(), recalled.step if recalled is not None and same else None)
+        except Unavailable as error:
+            if self.run_.memory is not None and self.run_.memory.explicit:
+                raise ConfigError(f"checkpoint.memory: {error}") from None
+            self.warn("NoMemoryCopies", str(error))
+            self.memory = None
+            return
+        if recalled is not None:
+            self.memory.copy(self.step, self.counters(), refill=recalled.run if same else self.memory.run)
+        self.decide_at = self.step + MEASURED_STEPS
+
+    def copy_to_memory(self, seconds: float) -> None:
+        """After a finished step that took so long."""
+        if self.memory is None:
+            return
+        self.step_seconds = min(self.step_seconds, seconds)
+        self.memory.copy(self.step, self.counters())
+        if self.step == self.decide_at and not self.memory.rhythm.decided:
+            self.memory.decide(self.step_seconds)
+            say(self.gang, f"copies in memory: {self.memory.rhythm}")
+
+    def claim(self, root: Path) -> str:
+        """On rank 0: this run's generation, from now on the one that may delete checkpoints."""
+        generation = self.run_.generation or resume.default_generation(root)
+        try:
+            folders.claim(root, generation)
+        except OSError as error:
+            self.warn("CheckpointFailed", f"cannot write to the checkpoint folder {root}: {error.strerror}")
+        return generation
+
+    # ---- the loop
+
+    def run(self) -> bool:
+        """All steps that are left, and the last checkpoint. Returns whether a drain ended it early."""
+        config = self.config
+        logged, since = self.step, time.monotonic()
+        drained = False
+        while self.step < config.steps and not drained:
+            started = time.monotonic()
+            rate = learning_rate(config.optimizer, config.steps, self.step + 1)
+            totals = self.train_step(rate)
+            self.copy_to_memory(time.monotonic() - started)
+            self.report_step(totals, time.monotonic() - started)
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                now = time.monotonic()
+                speed = (self.step - logged) * self.batch_size * config.data.sequence_length / (now - since)
+                say(self.gang, f"step {self.step}/{config.steps} loss {totals.loss:.6f} norm {totals.norm:.4f} "
+                               f"lr {rate:.3e} tokens/s {speed:.0f}")
+                self.progress.update(tokensPerSecond=round(speed))
+                logged, since = self.step, now
+            drain = totals.drain
+            if config.evaluate and not drain and (self.step % config.evaluate.every == 0 or self.step == config.steps):
+                before = time.monotonic()
+                with self.progress.activity("evaluate"):
+                    drain = not self.evaluate(config.evaluate.steps)
+                since += time.monotonic() - before  # tokens/s is that of training
+            drained = drain and self.step < config.steps
+            if totals.save and not totals.busy and not drained and self.step < config.steps:
+                self.save()
+        with self.progress.activity("save"):
+            self.save_last()
+        return drained
+
+    def train_step(self, rate: float) -> Totals:
+        """One batch: forward and backward over its micro-batches, one all-reduce, one update."""
+        targets = self.batch_size * self.config.data.sequence_length
+        clear_overflow(self.gang.device)
+        loss = self.model.train_batch(
+            self.micro_batches, lambda micro: self.take(self.training, self.samples, micro), self.loss_factor(targets),
+            lambda micro: seed_model(self.config.seed, self.step, micro, self.gang.rank))
+        totals = self.add_up(loss, targets)
+        self.update(totals, rate)
+        self.step += 1
+        self.samples += self.batch_size
+        return totals
+
+    def loss_factor(self, targets: int) -> float:
+        """What the summed loss is multiplied by, so that gradients are those of the mean over `targets` tokens: FSDP2
+        averages them over its ranks."""
+        averaged_over = self.model.layout.data * self.model.layout.sharding_ranks
+        return averaged_over * (self.scale.value if self.scale else 1.0) / targets
+
+    def take(self, batches: Batches, first: int, micro: int) -> MicroBatch:
+        """One micro-batch of this rank in the batch that begins with sample `first`. Ranks that share samples
+        (tensor, context, pipeline) take the same."""
+        numbers = data.numbers_of(first, micro, self.config.micro_batch_size, self.model.mesh.batch_rank,
+                                  self.model.layout.batch_ranks)
+        documents = batches.documents(numbers) if self.config.data.document_mask else None
+        return MicroBatch(*batches.take(numbers), documents)
+
+    def add_up(self, loss: torch.Tensor, targets: int) -> Totals:
+        """The one all-reduce of a step: loss and norm, and the flags on which all ranks must act alike."""
+        busy = self.saver is not None and self.saver.busy
+        square = self.optimizer.squared_norm(self.model.mesh.copies)
+        mine = [float(loss), float(square), overflow_seen(self.gang.device), self.run_.told_to_drain(), busy,
+                self.gang.first and self.save_due(), self.memory is not None and self.memory.behind()]
+        numbers = torch.tensor(mine, dtype=torch.float64)
+        dist.all_reduce(numbers, group=self.gang.control)
+        total, squares, overflow, drain_sum, busy_sum, save, behind = numbers.tolist()
+        if self.memory is not None:
+            self.memory.reduced(behind > 0)
+        norm = math.sqrt(squares) if squares >= 0 else math.nan
+        return Totals(total / targets, norm / (self.scale.value if self.scale else 1.0), overflow > 0, drain_sum > 0,
+                      busy_sum > 0, save > 0)
+
+    def update(self, totals: Totals, rate: float) -> None:
+        """Clip and step, or skip an fp16 step that overflowed. Raises FloatingPointError for a loss that is not
+        finite."""
+        finite = math.isfinite(totals.loss) and math.isfinite(totals.norm) and not totals.overflow
+        if not finite and (self.scale is None or self.scale.exhausted):
+            raise FloatingPointError(f"step {self.step + 1}: the loss is {totals.loss}, the gradients' norm "
+                                     f"{totals.norm}; try a lower learning rate or another seed")
+        if finite:
+            clip = max(1.0, totals.norm / self.config.optimizer.clip_norm)
+            self.optimizer.step(rate, clip * (self.scale.value if self.scale else 1.0))
+        if self.scale and finite:
+            self.scale.succeeded()
+        elif self.scale:
+            self.scale.overflowed()
+        self.optimizer.zero_gradients()
+
+    def evaluate(self, steps: int) -> bool:
+        """The mean loss over the first `steps` batches of the held-out data; the same ones every time. False if a
+        drain came first: saving is what its time is for."""
+        assert self.validation is not None
+        self.model.train(False)
+        total = torch.zeros((), dtype=torch.float64)
+        for step in range(steps):
+            first = step * self.batch_size
+            part = self.model.evaluate_batch(self.micro_batches, partial(self.take, self.validation, first))
+            total += part.double().cpu()
+            if self.anybody_told_to_drain():
+                self.model.train()
+                say(self.gang, f"step {self.step}/{self.config.steps}: evaluation given up, told to save and stop")
+                return False
+        self.model.train()
+        dist.all_reduce(total, group=self.gang.control)
+        loss = float(total) / (steps * self.batch_size * self.config.data.sequence_length)
+        say(self.gang, f"step {self.step}/{self.config.steps} evaluation loss {loss:.6f}")
+        self.progress.update(evaluationLoss=round(loss, 6))
+        return True
+
+    def anybody_told_to_drain(self) -> bool:
+        """Whether any rank was; every rank calls this at the same place."""
+        told = torch.tensor([self.run_.told_to_drain()], dtype=torch.int32)
+        dist.all_reduce(told, group=self.gang.control)
+        return bool(told)
+
+    def report_step(self, totals: Totals, seconds: float) -> None:
+        """Tell the supervisor."""
+        loss = round(totals.loss, 6) if math.isfinite(totals.loss) else None
+        kept = {} if self.memory is None else {"memoryStep": self.memory.memory_step}
+        self.progress.step(self.step, seconds, loss=loss, **kept)
+
+    # ---- saving
+
+    def save_due(self) -> bool:
+        """Should a save begin after this step? Rank 0 decides, the step's all-reduce tells the others."""
+        if self.saver is None:
+            return False
+        if self.saver.failures:
+            return self.saver.retry_due()
+        return (self.step + 1) // self.run_.every > self.save_begun // self.run_.every
+
+    def save(self) -> None:
+        """Start a save of this step in the background."""
+        assert self.saver is not None
+        started = time.monotonic()
+        self.save_begun = self.step
+        self.saver.start(self.step, self.state(), self.counters())
+        milliseconds = (time.monotonic() - started) * 1e3
+        say(self.gang, f"step {self.step}: saving; training stood still for {milliseconds:.0f} ms")
+
+    def save_last(self) -> None:
+        """Save this step and wait until it is durable, with a few tries. After a drain the job may go on from an older
+        checkpoint, at the end a failure is raised: OSError."""
+        if self.saver is None:
+            return
+        self.saver.wait()
+        for number in range(FINAL_TRIES):
+            if self.saver.saved_step == self.step:
+                return
+            if number:
+                time.sleep(2 ** (number - 1))  # for a full disk or a mount that comes back
+            self.save()
+            self.saver.wait()
+        if self.saver.saved_step != self.step and self.step == self.config.steps:
+            raise OSError(f"the last checkpoint, of step {self.step}, could not be saved in {FINAL_TRIES} tries")
+
+    def committed(self, step: int) -> None:
+        """On rank 0, in the saver's thread."""
+        self.progress.update(durableStep=step)
+        say(self.gang, f"checkpoint of step {step} is durable")
+
+    def save_failed(self, step: int, reason: str) -> None:
+        """On rank 0, in the saver's thread."""
+        self.warn("CheckpointFailed", f"step {step} could not be saved, training goes on and will try again: {reason}")
+
+    def warn(self, reason: str, text: str) -> None:
+        """Tell log and supervisor."""
+        say(self.gang, f"warning: {text}")
+        self.progress.warn(reason, text)
+
+
+def seed_model(seed: int, step: int, micro_batch: int, position: int) -> None:
+    """Make what the model draws (dropout) a function of the run's place, not of the process's past."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{micro_batch}/{position}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def first_weights(model: ParallelModel, config: TrainConfig, gang: Gang) -> None:
+    """What training begins with when there is no checkpoint."""
+    if config.model.path is not None:
+        folder = Path(config.model.path)
+        together(gang, lambda: weights.read(model, folder))
+    else:
+        weights.draw(model, config.seed)
