@@ -70,6 +70,10 @@ bench: ## measure and print the figures of docs/figures.md
 bench-scale: ## gangs of 100 to 5,000 pods on simulated nodes; SIZES=100,1000 for others
 	@$(venv) exec python -m scale $(if $(SIZES),--sizes $(SIZES))
 
+.PHONY: bench-planner
+bench-planner: ## the planner's memory estimates against real runs: the table of docs/planner.md
+	@$(venv) exec python -m planner.memory
+
 .PHONY: generate
 generate: ## write the CRDs, the chart's copy and the API reference from the types, and the agent's gRPC stubs
 	@$(venv) python -m trainyard.api.generate; exec python -m harness.stubs

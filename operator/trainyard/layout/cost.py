@@ -56,7 +56,7 @@ def seconds(work: Workload, layout: Layout) -> Seconds:
 
     # one micro-batch on every rank of the pipeline, and on the slowest
     layers = [sum(layout.stage_layers[stage] for stage in stages_of(layout, rank)) if layout.stage_layers
-              else shape.layers for rank in ((0, 1, ranks - 1) if ranks > 2 else range(ranks))]
+              else shape.layers for rank in sorted({0, min(1, ranks - 1), max(0, ranks - 2), ranks - 1})]
     last = 0 if layout.schedule == "ZBV" else len(layers) - 1
     times = [count * per_layer + (head if at == last else 0.0) for at, count in enumerate(layers)]
     slowest = max(times)

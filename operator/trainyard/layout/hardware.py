@@ -97,7 +97,7 @@ HARDWARE: dict[str, Hardware] = {
             "200 Gb/s InfiniBand port a GPU",
             communicator=_NCCL, matrix=512, aliases=("A100", "A800")),
         Hardware(
-            "H100", 80 * GB, {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}, 3.35e12, 0.55,
+            "H100", 80 * GB, {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}, 3.35e12, 0.46,
             (Link("node", 8, 450 * GB, 3e-6), Link("network", INFINITE, 50 * GB, 7e-6)),
             "H100 SXM data sheet: 989 TFLOPS bf16 dense, 67 fp32, 3.35 TB/s, NVLink 900 GB/s both ways; DGX H100: one "
             "400 Gb/s InfiniBand port a GPU",

@@ -22,7 +22,8 @@ def memory(work: Workload, layout: Layout) -> Memory:
     plain = layout if layout.recompute == "none" else _without_recompute(layout)
     kept = kept_bytes(work.shape, layout, work.precision)
     whole = kept if plain is layout else kept_bytes(work.shape, plain, work.precision)
-    peak = max((_on_rank(work, layout, rank, kept, whole) for rank in sorted({0, min(1, last), last})), key=sum)
+    ranks = sorted({0, min(1, last), max(0, last - 1), last})  # larger stages come late
+    peak = max((_on_rank(work, layout, rank, kept, whole) for rank in ranks), key=sum)
     return Memory(*peak, overhead(work, layout, sum(peak)))
 
 

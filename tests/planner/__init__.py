@@ -1,0 +1,1 @@
+"""The planner's estimates against runs that are made on this machine."""
