@@ -91,7 +91,7 @@ def test_more_shards_take_less_memory(work: Workload) -> None:
         for kind in ("parameters", "optimizer", "gradients"):
             assert getattr(fewer_states, kind) <= getattr(more_states, kind)
         if fewer.sharding > 1:
-            assert fewer_states.total <= more_states.total * 1.0001
+            assert fewer_states.tensors <= more_states.tensors * 1.0001  # a communicator more may be overhead
 
 
 @SLOW
