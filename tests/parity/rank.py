@@ -66,6 +66,7 @@ def main(truth: Path, output: Path, damage: str) -> None:
     gang = connect(run.rank, None)
     precision: Any = "fp32" if config.precision == "auto" else config.precision
     model: ParallelModel = pretrain.parallel_model(config, gang, layout, fields, precision)
+    pretrain.first_weights(model, config, gang)
     data: Any = Samples()
     loop = Compared(config, run, gang, model, AdamW(model, config.optimizer), data, None, batch_size, precision,
                     Progress(None), {})

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as functional
 
 from trainer.parallel.mesh import Mesh
 
@@ -98,9 +97,29 @@ def _enough_heads(tensor: torch.Tensor, heads: int, ranks: int) -> torch.Tensor:
 
 def _exchange(tensor: torch.Tensor, group: Any, ranks: int, split: int, join: int) -> torch.Tensor:
     """All-to-all: give each rank its part of dimension `split`, get theirs of ours, put together in `join`."""
-    parts = torch.stack(tensor.chunk(ranks, split))
-    received = functional.wait_tensor(functional.all_to_all_single_autograd(parts.flatten(0, 1), None, None, group))
-    return torch.cat(received.view_as(parts).unbind(0), join)
+    result: torch.Tensor = _Exchange.apply(tensor, group, ranks, split, join)
+    return result
+
+
+class _Exchange(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed here
+    """Its gradient is the way back. Not torch's functional collectives: their buffers are freed by whoever is last of
+    two threads, and attention waits for the result anyway."""
+
+    @staticmethod
+    def forward(saved: Any, tensor: torch.Tensor, group: Any, ranks: int, split: int, join: int) -> torch.Tensor:
+        saved.way_back = group, ranks, join, split
+        return _swap(tensor, group, ranks, split, join)
+
+    @staticmethod
+    def backward(saved: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return _swap(gradients[0], *saved.way_back), None, None, None, None
+
+
+def _swap(tensor: torch.Tensor, group: Any, ranks: int, split: int, join: int) -> torch.Tensor:
+    parts = torch.stack(tensor.chunk(ranks, split)).contiguous()  # stack may keep a channels-last order of memory
+    received = torch.empty(parts.shape, dtype=parts.dtype, device=parts.device)
+    dist.all_to_all_single(received, parts, group=group)
+    return torch.cat(received.unbind(0), join)
 
 
 class _Ring(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed here
