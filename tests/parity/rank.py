@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from trainer import config as configs
 from trainer import pretrain
 from trainer.distributed import connect
-from trainer.loop import Loop, Totals
+from trainer.loop import Loop, Totals, first_weights
 from trainer.model import shape
 from trainer.optimizer import AdamW, learning_rate
 from trainer.parallel import layout as layouts
@@ -66,7 +66,7 @@ def main(truth: Path, output: Path, damage: str) -> None:
     gang = connect(run.rank, None)
     precision: Any = "fp32" if config.precision == "auto" else config.precision
     model: ParallelModel = pretrain.parallel_model(config, gang, layout, fields, precision)
-    pretrain.first_weights(model, config, gang)
+    first_weights(model, config, gang)
     data: Any = Samples()
     loop = Compared(config, run, gang, model, AdamW(model, config.optimizer), data, None, batch_size, precision,
                     Progress(None), {})
