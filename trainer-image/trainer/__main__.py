@@ -1,4 +1,5 @@
-"""One rank: `python -m trainer`. Exit codes: 0 finished, 75 saved after a drain, 78 bad configuration, 1 failed."""
+"""One rank: `python -m trainer`. Exit codes: 0 finished, 75 saved after a drain, 78 bad configuration, 79 the
+loss is not finite and stays so, 76 this rank's device computes wrongly, 1 failed."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def main() -> int:
         return EXIT_CONFIG
     except Exception as error:
         errors.report(error)
-        return 1
+        return getattr(error, "exit_code", 1)
 
 
 if __name__ == "__main__":

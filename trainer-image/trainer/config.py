@@ -55,6 +55,7 @@ class Run:
     progress: Path | None
     drain: Path | None
     memory: MemoryWish | None = None  # copies in memory
+    inject: str = ""  # faults on demand, see inject.py
 
     def told_to_drain(self) -> bool:
         """Is this rank to save and stop?"""
@@ -84,6 +85,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
         progress=_path(environment, "TRAINYARD_PROGRESS"),
         drain=_path(environment, "TRAINYARD_DRAIN"),
         memory=_memory(environment),
+        inject=environment.get("TRAINYARD_INJECT", ""),
     )
     return read(Path(path)), run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from trainer.data import batches as data
 from trainer.data.batches import Batches
 from trainer.distributed import Gang, say, tell_all, together
 from trainer.errors import ConfigError
+from trainer.finite import IN_A_ROW, Diverged, First, GradientWatch, Record, SuspectDevice, Verdict, firsts
+from trainer.inject import Injection
 from trainer.model import weights
 from trainer.optimizer import AdamW, learning_rate
 from trainer.parallel.model import MicroBatch, ParallelModel
@@ -45,6 +47,12 @@ class Totals:
     drain: bool
     busy: bool  # is a rank still writing a checkpoint?
     save: bool
+    updated: bool = True  # False: the batch was left out
+
+    @property
+    def finite(self) -> bool:
+        """Whether the model may be updated with it."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm) and not self.overflow
 
 
 class Loop:
@@ -60,6 +68,11 @@ class Loop:
         self.micro_batches = batch_size // (config.micro_batch_size * model.layout.batch_ranks)
         self.progress, self.identity = progress, identity
         self.scale = LossScale() if precision == "fp16" else None
+        self.watch = GradientWatch(list(model.modules()))
+        self.record = Record()  # of batches that were not finite
+        self.loss = torch.zeros(())  # of this rank, summed over its tokens
+        self.suspect = ""  # why this rank's device is to be left, once it is
+        self.injection = Injection.read(run.inject)
         self.step = self.samples = 0
         self.save_begun = 0  # step of the newest save that was started
         self.saver: Saver | None = None
@@ -77,7 +90,8 @@ class Loop:
     def counters(self) -> dict[str, Any]:
         """The rest."""
         scale = {"lossScale": self.scale.value, "goodSteps": self.scale.good_steps} if self.scale else {}
-        return {"samples": self.samples, "updates": self.optimizer.updates, **scale}
+        return {"samples": self.samples, "updates": self.optimizer.updates, **scale,
+                **self.record.dump()}
 
     def resume(self) -> None:
         """Go on from the newest state that is whole, copies in memory or a checkpoint that verifies; if there is none,
@@ -148,6 +162,7 @@ class Loop:
         self.samples, self.optimizer.updates = counters["samples"], counters["updates"]
         if self.scale and "lossScale" in counters:
             self.scale.value, self.scale.good_steps = counters["lossScale"], counters["goodSteps"]
+        self.record = Record.read(counters)
         self.progress.update(step=step)
 
     def attach_memory(self, recalled: Recall | None) -> None:
@@ -199,11 +214,13 @@ class Loop:
             totals = self.train_step(rate)
             self.copy_to_memory(time.monotonic() - started)
             self.report_step(totals, time.monotonic() - started)
+            if self.suspect:
+                raise SuspectDevice(self.suspect)
             if self.step % config.log_every == 0 or self.step == config.steps:
                 now = time.monotonic()
                 speed = (self.step - logged) * self.batch_size * config.data.sequence_length / (now - since)
-                say(self.gang, f"step {self.step}/{config.steps} loss {totals.loss:.6f} norm {totals.norm:.4f} "
-                               f"lr {rate:.3e} tokens/s {speed:.0f}")
+                what = f"loss {totals.loss:.6f} norm {totals.norm:.4f}" if totals.updated else "batch skipped"
+                say(self.gang, f"step {self.step}/{config.steps} {what} lr {rate:.3e} tokens/s {speed:.0f}")
                 self.progress.update(tokensPerSecond=round(speed))
                 logged, since = self.step, now
             drain = totals.drain
@@ -220,17 +237,54 @@ class Loop:
         return drained
 
     def train_step(self, rate: float) -> Totals:
-        """One batch: forward and backward over its micro-batches, one all-reduce, one update."""
+        """One batch, and one update with it. A batch that is not finite is computed once more, then left out; raises
+        Diverged after three of those. A batch that the job said to skip is not computed at all."""
         targets = self.batch_size * self.config.data.sequence_length
-        clear_overflow(self.gang.device)
-        loss = self.model.train_batch(
-            self.micro_batches, lambda micro: self.take(self.training, self.samples, micro), self.loss_factor(targets),
-            lambda micro: seed_model(self.config.seed, self.step, micro, self.gang.rank))
-        totals = self.add_up(loss, targets)
-        self.update(totals, rate)
+        if self.step + 1 in self.config.skip_steps:
+            totals = replace(self.add_up(torch.zeros(()), targets), updated=False)
+        else:
+            totals = self.compute(targets, 1)
+            if self.judge(totals, 1) is Verdict.AGAIN:
+                first = firsts(self.gang, self.watch.first(self.loss))
+                self.optimizer.zero_gradients()
+                totals = self.compute(targets, 2)
+                self.tell_not_finite(totals, first)
+            self.update(totals, rate)
         self.step += 1
         self.samples += self.batch_size
         return totals
+
+    def compute(self, targets: int, tries: int) -> Totals:
+        """Forward and backward over the batch's micro-batches, and the all-reduce. What the model draws is the same
+        every time."""
+        clear_overflow(self.gang.device)
+        self.watch.begin()
+        factor = self.loss_factor(targets) * self.injection.factor(self.step + 1, self.gang.rank, tries)
+        self.loss = self.model.train_batch(
+            self.micro_batches, lambda micro: self.take(self.training, self.samples, micro), factor,
+            lambda micro: seed_model(self.config.seed, self.step, micro, self.gang.rank))
+        return self.add_up(self.loss, targets)
+
+    def judge(self, totals: Totals, tries: int) -> Verdict:
+        """What becomes of the batch. An overflow that a smaller loss scale may cure is an update, of the scale."""
+        curable = self.scale is not None and not self.scale.exhausted
+        return self.record.judge(totals.finite or curable, tries)
+
+    def tell_not_finite(self, totals: Totals, first: list[First]) -> None:
+        """Record whose numbers were not finite first, if the batch is finite the second time: then it was not the
+        batch."""
+        who = f"first at {', '.join(map(str, first))}" if first else "not at any single rank, only in their sum"
+        step, last = self.step + 1, self.samples + self.batch_size - 1
+        if not totals.finite:
+            return self.warn("NonFinite", f"step {step}: loss or gradients are not finite, computed twice ({who}); the "
+                                          f"batch, samples {self.samples} to {last}, is left out")
+        self.warn("NonFinite", f"step {step}: loss or gradients were not finite ({who}); computed again they are")
+        for one in first:
+            suspect = len(first) == 1 and self.record.blame(one.place)
+            if suspect and one.rank == self.gang.rank and self.gang.device.type != "cpu":
+                self.suspect = (f"{one.place} has computed what is not finite {self.record.blamed[one.place]} times, "
+                                f"and a second try was finite: the device is suspect")
+        return None
 
     def loss_factor(self, targets: int) -> float:
         """What the summed loss is multiplied by, so that gradients are those of the mean over `targets` tokens: FSDP2
@@ -262,16 +316,21 @@ class Loop:
                       busy_sum > 0, save > 0)
 
     def update(self, totals: Totals, rate: float) -> None:
-        """Clip and step, or skip an fp16 step that overflowed. Raises FloatingPointError for a loss that is not
-        finite."""
-        finite = math.isfinite(totals.loss) and math.isfinite(totals.norm) and not totals.overflow
-        if not finite and (self.scale is None or self.scale.exhausted):
-            raise FloatingPointError(f"step {self.step + 1}: the loss is {totals.loss}, the gradients' norm "
-                                     f"{totals.norm}; try a lower learning rate or another seed")
-        if finite:
+        """Clip and step; or leave out an fp16 step that overflowed, or a batch that was not finite twice. Raises
+        Diverged for the third of those in a row."""
+        curable = self.scale is not None and not self.scale.exhausted
+        if totals.finite:
             clip = max(1.0, totals.norm / self.config.optimizer.clip_norm)
             self.optimizer.step(rate, clip * (self.scale.value if self.scale else 1.0))
-        if self.scale and finite:
+            self.record.updated()
+        elif not curable:
+            totals.updated = False
+            if self.record.judge(False, 2) is Verdict.FAIL:
+                raise Diverged(f"step {self.step + 1}: the loss is {totals.loss}, the gradients' norm {totals.norm}, "
+                               f"and so it was, twice each, for the {IN_A_ROW - 1} batches before; try a lower "
+                               f"learning rate, a longer warm-up, or look at the data of these steps")
+            self.record.skip(self.step + 1)
+        if self.scale and totals.finite:
             self.scale.succeeded()
         elif self.scale:
             self.scale.overflowed()
@@ -306,7 +365,7 @@ class Loop:
 
     def report_step(self, totals: Totals, seconds: float) -> None:
         """Tell the supervisor."""
-        loss = round(totals.loss, 6) if math.isfinite(totals.loss) else None
+        loss = round(totals.loss, 6) if totals.updated and math.isfinite(totals.loss) else None
         kept = {} if self.memory is None else {"memoryStep": self.memory.memory_step}
         self.progress.step(self.step, seconds, loss=loss, **kept)
 

@@ -22,3 +22,5 @@ TRAINER_CONTAINER = "trainer"  # the container of the template that runs the ran
 
 EXIT_CONFIG = 78  # EX_CONFIG: a mistake in the manifest or its data; the job fails at once, a restart could not help
 EXIT_DRAINED = 75  # EX_TEMPFAIL: the rank saved its state because it was asked to, and wants to be started again
+EXIT_DIVERGED = 79  # loss or gradients stay not finite; the job fails at once
+EXIT_SUSPECT_DEVICE = 76  # the rank's device computes wrongly; the pod is replaced, on another node if there is one

@@ -125,7 +125,8 @@ class FailurePolicy(Model):
     """Seconds without a finished step after which a running job is restarted. auto: 10 times the median step, at
     least 300 s, once 5 steps were reported."""
     rules: Annotated[list[FailureRule], Field(max_length=32)] = Field(default_factory=list)
-    """Judged in order, the first match wins; exit code 78 (bad configuration) means Fail unless a rule names it."""
+    """Judged in order, the first match wins. Unless a rule names them, exit codes 78 (bad configuration) and 79 (loss
+    not finite) mean Fail, and 76 (this rank's device computes wrongly) RestartNode."""
 
 
 class TrainingJobSpec(Model):

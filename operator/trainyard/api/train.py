@@ -177,6 +177,10 @@ class TrainConfig(Model):
     """Decides initial weights, the order of the data and dropout."""
     log_every: Annotated[int, Field(ge=1, le=1 << 20)] = 1
     """Steps between two log lines."""
+    skip_steps: Annotated[list[Annotated[int, Field(ge=1, le=1 << 40)]], Field(max_length=1024)] = Field(
+        default_factory=list)
+    """Steps whose batch is left out: they count, but nothing is computed and the model is not updated. A batch whose
+    loss or gradients are not finite twice is left out in the same way."""
     export: bool = True
     """At the end, write a Hugging Face folder named `export` under the checkpoint folder."""
 

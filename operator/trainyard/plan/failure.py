@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from trainyard.api import EXIT_CONFIG
+from trainyard.api import EXIT_CONFIG, EXIT_DIVERGED, EXIT_SUSPECT_DEVICE
 from trainyard.api.job import Avoid
 from trainyard.plan.finished import end
 from trainyard.plan.losses import active, own_failure
@@ -17,6 +17,7 @@ from trainyard.plan.turn import Fault, Turn, Weight
 from trainyard.plan.types import PodView, Report
 
 ROOT_SECONDS = 1.5  # consequences wait this long for their root; then the earliest is taken for it
+FAILED = {EXIT_CONFIG: "BadConfiguration", EXIT_DIVERGED: "Diverged"}  # reasons of a failed job
 AVOID_SECONDS = 600.0  # how long RestartNode keeps the job away from a node, if there are others
 
 
@@ -60,8 +61,7 @@ def failure(turn: Turn) -> Turn:
         roots = ended[:1]
     for one in roots:
         if action(turn.spec.failure_policy, one.code) == "Fail":
-            why = "BadConfiguration" if one.code == EXIT_CONFIG else "RankFailed"
-            return end(turn, "Failed", why, one.words)
+            return end(turn, "Failed", FAILED.get(one.code, "RankFailed"), one.words)
     return _answer(turn, roots[0], frozenset(one.index for one in roots)) if roots else turn
 
 
@@ -77,7 +77,10 @@ def _peer_is_silent(turn: Turn, ended: list[Ended]) -> bool:
 def _answer(turn: Turn, root: Ended, indices: frozenset[int]) -> Turn:
     assert turn.world is not None
     chosen, policy = action(turn.spec.failure_policy, root.code), turn.spec.failure_policy
-    if chosen != "Ignore" and turn.world.cause.counted >= policy.max_restarts:
+    # A device that computes wrongly is nobody's fault, if steps were finished since the last time.
+    suspect = root.code == EXIT_SUSPECT_DEVICE and chosen == "RestartNode" and not no_new_step(turn)
+    weight: Weight = "free" if chosen == "Ignore" or suspect else "counted"
+    if weight == "counted" and turn.world.cause.counted >= policy.max_restarts:
         return exhausted(turn, root.words)
     dead = {index for index in indices if (pod := turn.gang.holders.get(index)) is not None and pod.ended}
     avoid: tuple[Avoid, ...] = ()
@@ -86,7 +89,6 @@ def _answer(turn: Turn, root: Ended, indices: frozenset[int]) -> Turn:
         if root.node:
             until = stamp(turn.now + timedelta(seconds=AVOID_SECONDS))
             avoid = (Avoid(node=root.node, reason=f"RestartNode: {root.words}"[:4096], until=until),)
-    weight: Weight = "free" if chosen == "Ignore" else "counted"
     return turn.with_faults(Fault("RankFailed", root.words, root.at, frozenset(dead), weight, avoid,
                                   happened=root.happened))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from trainyard.api import EXIT_CONFIG
+from trainyard.api import EXIT_CONFIG, EXIT_DIVERGED, EXIT_SUSPECT_DEVICE
 from trainyard.api.job import Action, FailurePolicy
 from trainyard.plan.finished import end
 from trainyard.plan.gang import PLANNED
 from trainyard.plan.turn import Turn
 from trainyard.plan.types import PodView
 
+DEFAULTS: dict[int, Action] = {EXIT_CONFIG: "Fail", EXIT_DIVERGED: "Fail", EXIT_SUSPECT_DEVICE: "RestartNode"}
 TOLD_TO_STOP = "was told to stop"  # SIGTERM, and nobody known wanted the pod to leave
 LOOK = "; look at the pod's events, its livenessProbe, the container's log, and at what else stops it"
 
@@ -57,4 +58,4 @@ def action(policy: FailurePolicy, code: int) -> Action:
     for rule in policy.rules:
         if same & set(rule.on_exit_codes):
             return rule.action
-    return "Fail" if code == EXIT_CONFIG else "Restart"
+    return DEFAULTS.get(code, "Restart")

@@ -20,7 +20,8 @@ RULES = {
 
 @pytest.mark.parametrize(
     ("code", "counters", "incarnations"),
-    [(1, (1, 1), {}), (4, (1, 0), {}), (5, (1, 1), {"1": 2}), (-9, (1, 1), {}), (137, (1, 1), {})],
+    [(1, (1, 1), {}), (4, (1, 0), {}), (5, (1, 1), {"1": 2}), (-9, (1, 1), {}), (137, (1, 1), {}),
+     (76, (1, 0), {"1": 2})],
 )
 def test_restarts(code: int, counters: tuple[int, int], incarnations: dict[str, int]) -> None:
     made = training(failurePolicy=RULES).report(1, "RankFailed", failure=rank_failure(code)).plan()
@@ -38,6 +39,7 @@ def test_restarts(code: int, counters: tuple[int, int], incarnations: dict[str, 
         (3, RULES, "RankFailed", "rank 3 of pod j-1-1 ended with exit code 3: ValueError: no"),
         (78, {}, "BadConfiguration", "exit code 78: ValueError: no"),
         (78, RULES, "BadConfiguration", "exit code 78"),
+        (79, {}, "Diverged", "exit code 79: ValueError: no"),
         (1, {"maxRestarts": 0}, "MaxRestartsExceeded", "ValueError: no (after 0 of 0 restarts"),
         (-11, {"maxRestarts": 0}, "MaxRestartsExceeded", "SIGSEGV"),
     ],

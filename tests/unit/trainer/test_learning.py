@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from trainer.errors import ConfigError
+from trainer.finite import Diverged, Record
 from trainer.model import build, shape, weights
 from trainer.optimizer import AdamW, learning_rate
 from trainer.parallel.apply import parallelize
@@ -105,7 +106,7 @@ def test_overflow_is_a_fault_without_a_loss_scale_only() -> None:
                                               "steps": 10, "optimizer": {"clipNorm": 2.0}})
     updates = Updates()
     loop.optimizer = updates  # type: ignore[assignment]
-    loop.step, loop.scale = 4, LossScale(value=8.0)
+    loop.step, loop.scale, loop.record = 4, LossScale(value=8.0), Record()
     fine = Totals(2.0, 6.0, overflow=False, drain=False, busy=False, save=False)
     loop.update(fine, 0.1)
     assert updates.divisors == [3.0 * 8.0]  # clipped to a third, and the scale taken out
@@ -114,8 +115,15 @@ def test_overflow_is_a_fault_without_a_loss_scale_only() -> None:
     assert len(updates.divisors) == 1
     assert loop.scale.value == 2.0
     loop.scale = None
-    with pytest.raises(FloatingPointError, match="step 5: the loss is nan"):
+    for _ in range(2):
+        nan = Totals(math.nan, 1.0, False, False, False, False)
+        loop.update(nan, 0.1)
+        assert not nan.updated
+        loop.step += 1
+    with pytest.raises(Diverged, match="step 7: the loss is nan"):
         loop.update(Totals(math.nan, 1.0, False, False, False, False), 0.1)
+    assert loop.record.skipped == [5, 6]
+    assert len(updates.divisors) == 1
 
 
 def test_precision_of_a_cpu_is_fp32() -> None:
