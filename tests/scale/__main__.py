@@ -194,6 +194,8 @@ def measure(sizes: list[int], name: str, keep: bool, logs: Path | None) -> list[
     try:
         api = Api(cluster.kubeconfig)
         cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
+        if logs is not None:
+            logs.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as temporary, kwok(cluster, folder := logs or Path(temporary)):
             known = {node["metadata"]["name"] for node in raw(api, "GET", "/api/v1/nodes?limit=20000")["items"]}
             begun = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -22,18 +23,26 @@ class Pods:
         self.gone: dict[str, float] = {}
         self._changed = threading.Condition()
         self._broken: BaseException | None = None
-        path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}"
-        version = json.loads(_get(api, f"{path}&limit=1").data)["metadata"]["resourceVersion"]
-        self._stream = _get(api, f"{path}&watch=1&resourceVersion={version}")
+        self._api, self._path = api, f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}"
+        self._version = json.loads(_get(api, f"{self._path}&limit=1").data)["metadata"]["resourceVersion"]
+        self._closed = False
+        self._stream = self._open()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
+    def _open(self) -> Any:
+        return _get(self._api, f"{self._path}&watch=1&resourceVersion={self._version}")
+
     def _follow(self) -> None:
         try:
-            for event in _events(self._stream):
-                with self._changed:
-                    self._note(event["type"], event["object"], time.monotonic())
-                    self._changed.notify_all()
+            while not self._closed:  # the API server ends the watch of a client that is slow; it goes on where it was
+                for event in _events(self._stream):
+                    with self._changed:
+                        self._note(event["type"], event["object"], time.monotonic())
+                        self._version = event["object"]["metadata"]["resourceVersion"]
+                        self._changed.notify_all()
+                if not self._closed:
+                    self._stream = self._open()
         except Exception as error:  # closed, or broken: whoever waits is told
             with self._changed:
                 self._broken = error
@@ -63,7 +72,9 @@ class Pods:
 
     def close(self) -> None:
         """End the watch."""
-        self._stream.shutdown()
+        self._closed = True
+        with contextlib.suppress(RuntimeError):  # it has ended just now
+            self._stream.shutdown()
 
 
 def _get(api: Api, path: str) -> Any:
