@@ -161,12 +161,14 @@ class Core(Master):
 
     def _linked(self, event: e.Event) -> None:
         self.linked = True
+        self._look_for_lost()
         self._check_done()
 
     def _unlinked(self, event: e.Unlinked) -> None:
         self.linked = False
         if event.reason:
             self._do(e.ReadWorld())
+        self._look_for_lost()
         self._check_done()
         self._check_drained()
 
@@ -456,5 +458,5 @@ Core.HANDLERS = {
 Core.TIMERS = {
     "settle": Core._failed, "hold": Core._hold_over, "term": Core._term, "kill": Core._kill, "leave": Core._grace_over,
     "missing": Core._missing_now, "local": Core._local, "done": Core._done, "early": Core._early,
-    "progress": Core._progress_now, "scheduler": Core._scheduler_over,
+    "progress": Core._progress_now, "lost": Core._tell_lost, "scheduler": Core._scheduler_over,
 }

@@ -30,6 +30,7 @@ class World:
     protocol: int = PROTOCOL
     incarnations: Mapping[int, int] = field(default_factory=dict)
     master_uid: str = ""
+    master_index: int = -1
     address: str = ""
     restarts: int = 0
     join_seconds: float = 60
@@ -64,6 +65,7 @@ class World:
                 protocol=int(spec.get("protocol", PROTOCOL)),
                 incarnations={int(key): int(value) for key, value in (spec.get("incarnations") or {}).items()},
                 master_uid=str(master.get("podUid") or ""),
+                master_index=index_of(str(master.get("pod") or "")),
                 address=str(master.get("address") or ""),
                 restarts=int((spec.get("cause") or {}).get("total") or 0),
                 join_seconds=float(spec.get("joinSeconds") or 60),
@@ -75,6 +77,12 @@ class World:
             raise ValueError(f"spec.{error.args[0]} is missing") from None
         except (TypeError, AttributeError) as error:
             raise ValueError(f"a field has a wrong type: {error}") from None
+
+
+def index_of(pod: str) -> int:
+    """The index in a pod's name, `<job>-<index>-<incarnation>`; -1 if there is none."""
+    index = pod.rsplit("-", 2)[-2:][0]
+    return int(index) if index.isdigit() else -1
 
 
 @dataclass(frozen=True)

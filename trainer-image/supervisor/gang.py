@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from dataclasses import dataclass
-from typing import Counter, Dict, List, Optional, Tuple
+from typing import Counter, Dict, List, Optional, Set, Tuple
 
 from supervisor import ranktable
 from supervisor.events import GangState, Hello, Run, Start, Status, StoreReady, World
@@ -37,6 +37,7 @@ class Gang:
         self._places: Dict[int, Place] = {}
         self._index: Dict[int, int] = {}  # by connection
         self._claims: Dict[Tuple[int, int], str] = {}  # (index, incarnation) -> pod UID
+        self._silent: Set[int] = set()
         self._counts: Counter[Tuple[Run, str]] = collections.Counter()
 
     # What the world and the members say -------------------------------------------------------------------------------
@@ -49,6 +50,7 @@ class Gang:
             if index >= world.size or place.hello.incarnation != world.incarnation(index):
                 self._forget(place)
                 del self._places[index]
+                self._silent.discard(index)
         if newer:
             self._begin((world.generation, 0))
         return newer
@@ -61,6 +63,7 @@ class Gang:
         self.run = run
         self.start = None
         self.ready = None
+        self._silent = set()
 
     def hello(self, connection: int, hello: Hello) -> str:
         """Admit a member; the answer says why it is refused, or is empty."""
@@ -82,6 +85,7 @@ class Gang:
                 self._index.pop(place.connection, None)
             place.connection = connection
         self._index[connection] = hello.index
+        self._silent.discard(hello.index)
         return ""
 
     def status(self, connection: int, status: Status) -> bool:
@@ -109,6 +113,8 @@ class Gang:
         if place.status is not None and place.status.state not in FINAL:
             self._count(place, -1)
             place.status = None
+            if place.ran == self.run:
+                self._silent.add(index)
 
     def _forget(self, place: Place) -> None:
         self._count(place, -1)
@@ -151,6 +157,10 @@ class Gang:
         except ranktable.Unknown as why:
             self.no_table = str(why)
             return ""
+
+    def silent(self) -> List[int]:
+        """Members that started this run, had not come to its end, and are connected no more."""
+        return sorted(self._silent)
 
     def joined_any(self) -> bool:
         """Whether somebody waits for the others."""

@@ -49,6 +49,7 @@ class Machine:
         self._saved_step: Optional[int] = None
         self._saved = False
         self._missing: List[int] = []
+        self._lost_since = 0.0  # seconds since 1970
         self._status: Optional[e.Status] = None
         self._port = 0
         self._basket = Basket()  # the rank table

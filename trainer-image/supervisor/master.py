@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import List
+
 from supervisor import events as e
 from supervisor import ranktable
 from supervisor.failures import CONFIGURATION
 from supervisor.gang import Gang
 from supervisor.machine import Machine
 
+LOST_AFTER = 1.0  # s that a peer gets to connect again before the operator is told that it is lost
+LOST_SHOWN = 64  # indices a report
 LOCAL_DELAY = 3.0  # s without the API before the same members are started again
 MISSING_EVERY = 1.0  # s between two looks at who has not joined, once joinSeconds are over
 
@@ -33,6 +37,7 @@ class Master(Machine):
             self._do(e.ReadWorld())
         self._do(e.Tell(event.connection, self.gang.state_for(event.connection)))
         self._gang_changed()
+        self._look_for_lost()
 
     def _member_beat(self, event: e.MemberBeat) -> None:
         if self.gang is not None and event.connection in self.gang.connections():
@@ -51,6 +56,7 @@ class Master(Machine):
         if self.gang is not None:
             self.gang.gone(event.connection)
             self._gang_changed()
+            self._look_for_lost()
 
     def _store_ready(self, event: e.StoreReady) -> None:
         if self.gang is None or event.run != self.gang.run:
@@ -60,6 +66,35 @@ class Master(Machine):
             self._break("torch's store ended unexpectedly", self.me.index)
         else:
             self._gang_changed()
+
+    def _look_for_lost(self) -> None:
+        """Peers whose connection broke while ranks run are told of once they have had the time to come back. The master
+        tells of members, its two neighbours in the ring of indices tell of it: no loss is told of by many."""
+        lost, told = self._lost_peers(), self._report.lost
+        if not lost:
+            self._timers.pop("lost", None)
+        elif set(lost) - set(told) and "lost" not in self._timers:
+            self._lost_since = self._wall
+            self._set_timer("lost", LOST_AFTER)
+        if set(told) - set(lost):
+            self._report.lost = [index for index in told if index in lost]
+            self._write("Formed" if self._report.kind == "PeerLost" and not self._report.lost else self._report.kind)
+
+    def _lost_peers(self) -> List[int]:
+        world = self.world
+        if world is None or world.phase != "Run" or self.terminating or self.state not in ("run", "failed"):
+            return []
+        if self.gang is not None:
+            return self.gang.silent()[:LOST_SHOWN] if self.gang.run == self.run else []
+        neighbour = (self.me.index - world.master_index) % world.size in (1, world.size - 1)
+        return [world.master_index] if neighbour and not self.linked and world.master_index >= 0 else []
+
+    def _tell_lost(self) -> None:
+        lost = self._lost_peers()
+        if lost and lost != self._report.lost:
+            self._log(f"lost the connection to index {', '.join(map(str, lost[:16]))}")
+            self._report.lost, self._report.lost_at = lost, self._lost_since
+            self._write("RankFailed" if self._report.kind == "RankFailed" else "PeerLost")
 
     def _tell_all(self) -> None:
         assert self.gang is not None

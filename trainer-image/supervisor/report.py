@@ -36,6 +36,8 @@ class Report:
         self.address = ""
         self.kind = ""
         self.missing: List[int] = []
+        self.lost: List[int] = []
+        self.lost_at = 0.0
         self.drained_step: Optional[int] = None
         self._failure: Optional[Exit] = None
         self._formed_at = ""
@@ -47,7 +49,7 @@ class Report:
         """Another run: nothing said of the last one holds any more; warnings stay."""
         self._run, self.kind, self.missing, self.drained_step = run, "", [], None
         self._failure, self._formed_at, self._progress, self._first_step_at = None, "", None, ""
-        self._start = None
+        self._start, self.lost = None, []
 
     def form(self, wall: float) -> None:
         """The gang is complete."""
@@ -99,6 +101,8 @@ class Report:
             "address": self.address or None, "formedAt": self._formed_at or None, "drainedStep": self.drained_step,
             "progress": self._progress, "failure": self._failure_spec(),
         }
+        if self.lost:
+            spec.update(lost=self.lost, lostAt=timestamp(self.lost_at))
         spec.update({key: value for key, value in optional.items() if value is not None})
         return spec
 

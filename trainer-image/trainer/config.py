@@ -14,8 +14,11 @@ from typing import Any
 from pydantic import ValidationError
 from trainyard.api.train import TrainConfig
 
+from trainer import planned
 from trainer.errors import ConfigError
 from trainer.parallel.layout import Layout, check_micro_batches, complete
+
+ASKED = "asked.json"  # beside the configuration of a job: the same as the manifest has it
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,11 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
         memory=_memory(environment),
         inject=environment.get("TRAINYARD_INJECT", ""),
     )
-    return read(Path(path)), run
+    train = read(Path(path))
+    asked = Path(path).with_name(ASKED)
+    if asked.exists() and not planned.is_settled(train, run.rank.world_size):
+        train = read(asked)  # the gang has another size than it was planned for
+    return planned.plan(train, run.rank.world_size, run.rank.local_world_size), run
 
 
 def read(path: Path) -> TrainConfig:

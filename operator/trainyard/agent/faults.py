@@ -1,5 +1,5 @@
 """The fault table: how bad which fault is. `faults.yaml` beside this file is the table in use; a cluster's own table is
-laid over it (docs/faults.md)."""
+laid over it (docs/device-faults.md)."""
 
 from __future__ import annotations
 
@@ -210,4 +210,4 @@ def _said(wrong: Mapping[str, Any]) -> str:
 
 def _invalid(what: str) -> Unreadable:
     return Unreadable("InvalidFaultTable", f"The cluster's fault table is not used: {what}. The last valid table stays"
-                                           " in force until this one is mended (docs/faults.md).")
+                                           " in force until this one is mended (docs/device-faults.md).")

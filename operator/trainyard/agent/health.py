@@ -1,6 +1,6 @@
 """How each device is: what the backend read, the orders, who holds what and what was before, made into what NodeDevices
 says and kubelet is told. Pure; the clock is passed in. What it has to remember is in the statuses that it returned
-last, so an agent that starts again goes on from what the API server kept. docs/faults.md has the rules."""
+last, so an agent that starts again goes on from what the API server kept. docs/device-faults.md has the rules."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ class Progress(Lenient):
 
 
 class LayoutStatus(Lenient):
-    """The parallel layout in use."""
+    """The parallel layout in use: chosen and estimated before pods start, then as the ranks report it."""
 
     data: Count | None = None
     """Replicas."""
@@ -291,6 +291,12 @@ class LayoutStatus(Lenient):
     """Ranks that share each sequence."""
     expert: Count | None = None
     """Ranks that share out the experts."""
+    memory_per_device: Annotated[str, Field(max_length=32)] | None = None
+    """Estimate of the fullest device's memory, such as 52.1Gi."""
+    seconds_per_step: Annotated[str, Field(max_length=32)] | None = None
+    """Estimate of a step's time, in decimal."""
+    explanation: Text | None = None
+    """The layout in words, where the estimated time and memory go, and on what device."""
 
 
 class CheckpointStatus(Lenient):

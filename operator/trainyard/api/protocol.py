@@ -174,17 +174,23 @@ class ReportSpec(Lenient):
     """Restarts inside the generation that the master started while the API was away."""
     sequence: Annotated[int, Field(ge=1, le=2**53)]
     """Grows with every write."""
-    kind: Literal["Master", "Formed", "Missing", "RankFailed", "Stopping", "Drained", "Finished"]
+    kind: Literal["Master", "Formed", "Missing", "RankFailed", "PeerLost", "Stopping", "Drained",
+                  "Finished"]
     """Master: my store listens at `address`. Formed: all members joined, ranks start (master only). Missing: members
-    did not join in time (master only). RankFailed: see failure. Stopping: this pod was told to end and would like a
-    Drain. Drained: all ranks of the gang saved and stopped (master only). Finished: all ranks of the gang ended with
-    0 (master only)."""
+    did not join in time (master only). RankFailed: see failure. PeerLost: see lost. Stopping: this pod was told to end
+    and would like a Drain. Drained: all ranks of the gang saved and stopped (master only). Finished: all ranks of the
+    gang ended with 0 (master only)."""
     address: Annotated[str, Field(max_length=253)] | None = None
     """host:port of the store, if this pod is the master."""
     formed_at: Time | None = None
     """When the gang was complete."""
     missing: Annotated[list[Index], Field(max_length=64)] = Field(default_factory=list)
     """Indices that did not join (the first 64)."""
+    lost: Annotated[list[Index], Field(max_length=64)] = Field(default_factory=list)
+    """Indices whose supervisors this one lost the connection to while ranks run. The master tells of members, the two
+    neighbours of its index tell of the master."""
+    lost_at: Time | None = None
+    """When the first of these connections broke."""
     failure: Failure | None = None
     """The rank that failed."""
     drained_step: Step | None = None

@@ -158,10 +158,10 @@ class TrainConfig(Model):
     """Optimizer steps until the job has succeeded."""
     batch_size: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
     """Samples an optimizer step, over all ranks; a multiple of data x shard x microBatchSize, and enough for every
-    stage of a pipeline to have work. Default: the least that does."""
+    stage of a pipeline to have work. Default: microBatchSize (1) times the ranks, twice that for ZBV."""
     micro_batch_size: Annotated[int, Field(ge=1, le=1 << 16)] = 1
     """Samples that a rank, or a group that shares samples (tensor, context), computes at a time; gradients are
-    accumulated until batchSize is reached."""
+    accumulated until batchSize is reached. Left out, it is chosen with the layout."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """The optimizer and its schedule."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -170,7 +170,7 @@ class TrainConfig(Model):
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again to save memory. full: all of a block but its input, about a third more
     computation. selective: norms, activations and other cheap operators; products of matrices, attention and what
-    crosses the network are kept."""
+    crosses the network are kept. Left out, it is chosen with the layout: as little as makes it fit."""
     evaluate: EvaluateConfig | None = None
     """Validation during training; absent means none."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0

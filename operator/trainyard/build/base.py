@@ -122,7 +122,8 @@ def _volumes(spec: TrainingJobSpec) -> list[Object]:
     ]
     if spec.command is None:
         # The ConfigMap's name holds a hash of this template; pod() fills it in.
-        volumes.append({"name": CONFIG_VOLUME, "configMap": {"items": [{"key": "train.json", "path": "train.json"}]}})
+        items = [{"key": key, "path": key} for key in ("train.json", "asked.json")]
+        volumes.append({"name": CONFIG_VOLUME, "configMap": {"items": items}})
     else:
         volumes.append({"name": SUPERVISOR_VOLUME, "emptyDir": {}})
     if _ascend(spec):

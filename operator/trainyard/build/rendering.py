@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from trainyard.api import GROUP, TRAINER_CONTAINER
-from trainyard.api.job import TrainingJobSpec
+from trainyard.api.job import LayoutStatus, TrainingJobSpec
 from trainyard.build.base import UNREACHABLE, base_template, supervisor_image
 from trainyard.build.hashes import canonical, digest
 from trainyard.build.merge import merge
 from trainyard.build.owned import metadata
+from trainyard.build.planning import as_written, plan_layout
 from trainyard.build.template import ROOT, check_template, trainer_of
 from trainyard.build.types import BuildSettings, InvalidTemplate, JobRef, Object, RenderedJob
 from trainyard.placement.books import Demand
@@ -21,8 +22,9 @@ VERSION_LABEL = f"{GROUP}/version"
 SUPERVISOR_ANNOTATION = f"{GROUP}/supervisor-image"
 
 
-def render(job: JobRef, spec: TrainingJobSpec, settings: BuildSettings) -> RenderedJob:
-    """What all pods of the job have in common. Raises InvalidTemplate if there can be no such pod."""
+def render(job: JobRef, spec: TrainingJobSpec, settings: BuildSettings, device: str = "") -> RenderedJob:
+    """What all pods of the job have in common. `device`: the model of its devices, if an agent told. Raises
+    InvalidTemplate if there can be no such pod, InvalidLayout or LayoutDoesNotFit if the model cannot be laid out."""
     check_template(spec)
     template = merge(base_template(job, spec, settings), spec.template or {}, ROOT)
     pod = template["spec"]
@@ -34,9 +36,10 @@ def render(job: JobRef, spec: TrainingJobSpec, settings: BuildSettings) -> Rende
     _tolerate(pod)
     _relax(pod, trainer, spec)
     _drop_unused(pod)
-    train = None if spec.train is None else spec.train.dump()
+    train, layout = plan_layout(spec, device)
     image = supervisor_image(settings) if spec.command is not None else str(trainer["image"])
-    rendered = RenderedJob(job, template, train, "", image, settings.version)
+    rendered = RenderedJob(job, template, train.dump() if train else None, "", image, settings.version,
+                           asked=as_written(spec.train) if spec.train else None, layout=layout)
     return replace(rendered, hash=_hash(rendered))
 
 
@@ -76,6 +79,8 @@ def read_rendering(configmap: Mapping[str, Any]) -> RenderedJob:
             supervisor_image=(meta.get("annotations") or {}).get(SUPERVISOR_ANNOTATION, ""),
             version=(meta.get("labels") or {}).get(VERSION_LABEL, ""),
             demand=_read_demand(json.loads(data["demand.json"])) if "demand.json" in data else None,
+            asked=json.loads(data["asked.json"]) if "asked.json" in data else None,
+            layout=LayoutStatus.model_validate_json(data["layout.json"]) if "layout.json" in data else None,
         )
     except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"ConfigMap {name} holds no rendering: {error!r}") from error
@@ -120,6 +125,10 @@ def _data(rendered: RenderedJob) -> dict[str, str]:
     data = {"pod.json": canonical(rendered.template)}
     if rendered.train is not None:
         data["train.json"] = canonical(rendered.train)
+    if rendered.asked is not None:
+        data["asked.json"] = canonical(rendered.asked)
+    if rendered.layout is not None:
+        data["layout.json"] = canonical(rendered.layout.dump())
     if rendered.demand is not None:
         data["demand.json"] = canonical(_write_demand(rendered.demand))
     return data

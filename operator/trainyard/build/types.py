@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainyard.api.job import LayoutStatus
 from trainyard.placement.books import Demand
 
 Object = dict[str, Any]
@@ -61,6 +62,8 @@ class RenderedJob:
     supervisor_image: str
     version: str
     demand: Demand | None = None  # known once the API server has tried a pod out
+    asked: Mapping[str, Any] | None = None  # spec.train as the manifest has it
+    layout: LayoutStatus | None = None  # the chosen layout with its estimate
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from trainyard.controller.queue import NotYet
 from trainyard.kube.client import APPLY, ApiError, Client, Object
 from trainyard.kube.paths import path_of
 from trainyard.kube.views import JobView
+from trainyard.layout import InvalidLayout, LayoutDoesNotFit
 from trainyard.placement.quantities import demand_of
 from trainyard.plan.types import Refusal
 
@@ -36,21 +38,27 @@ class NameTaken(Exception):
     """Something of somebody else's has a name that the job needs."""
 
 
-async def admit(client: Client, job: JobView, spec: TrainingJobSpec, settings: BuildSettings) -> RenderedJob | Refusal:
-    """The rendering, kept in its ConfigMap, or why there can be none. Raises NotYet and transient ApiErrors."""
+async def admit(client: Client, job: JobView, spec: TrainingJobSpec, settings: BuildSettings,
+                device: str = "") -> RenderedJob | Refusal:
+    """The rendering, kept in its ConfigMap, or why there can be none. `device`: what the agents call the job's devices.
+    Raises NotYet and transient ApiErrors."""
     ref = JobRef(job.namespace, job.name, job.uid)
 
     def refuse(reason: str, message: str, permanent: bool) -> Refusal:
         return Refusal(reason, message, permanent, job.generation, datetime.now(UTC))
 
     try:
-        rendered = render(ref, spec, settings)
+        rendered = await asyncio.to_thread(render, ref, spec, settings, device)  # a large job is planned for a second
         for belonging in belongings(ref, spec):
             await ensure(client, belonging, job)
         rendered = with_demand(rendered, demand_of(await _try(client, rendered)))
         await ensure(client, rendering_configmap(rendered), job)
     except InvalidTemplate as error:
         return refuse("InvalidTemplate", str(error), True)
+    except InvalidLayout as error:
+        return refuse("InvalidLayout", f"spec.{error}", True)
+    except LayoutDoesNotFit as error:
+        return refuse("LayoutDoesNotFit", f"The model does not fit: {error}", True)
     except NameTaken as error:
         return refuse("NameTaken", str(error), False)
     except ApiError as error:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from trainyard.api import CONTROLLER_NAME
+from trainyard.api.job import TrainingJobSpec
 from trainyard.build import BuildSettings, RenderedJob
 from trainyard.controller import snapshot
 from trainyard.controller.admission import admit, classify, load
@@ -137,7 +139,7 @@ class Reconciler:
         if spec is None:
             raise RuntimeError("the plan asked for the admission of a spec that does not validate")
         await self._still_there(job)
-        answer = await admit(self._client, job, spec, self._build)
+        answer = await admit(self._client, job, spec, self._build, device_model(self._cluster, spec))
         if isinstance(answer, Refusal):
             memory.refusal = answer
             return None
@@ -209,6 +211,15 @@ class Reconciler:
     def _forget(self, key: str) -> None:
         self._memories.pop(key, None)
         self._waitlist.note(key, None)
+
+
+def device_model(cluster: Cluster, spec: TrainingJobSpec) -> str:
+    """The model of the job's devices as the nodes' agents tell it; of several the one that most nodes have."""
+    if spec.devices is None:
+        return ""
+    found = Counter(view.devices.model for view in cluster.node_views.values()
+                    if view.devices and view.devices.resource == spec.devices.resource)  # fmt: skip
+    return found.most_common(1)[0][0] if found else ""
 
 
 def foreign(job: JobView) -> bool:

@@ -115,7 +115,7 @@ def waiting_since(job: JobView) -> datetime:
 def _rendering(rendered: RenderedJob) -> Rendering:
     return Rendering(name=rendered.name, hash=rendered.hash,
                      demand=rendered.demand or demand_of(pod(rendered, 0, 1, None)),
-                     grace_seconds=rendered.grace_seconds, checkpoint=rendered.checkpoint)
+                     grace_seconds=rendered.grace_seconds, checkpoint=rendered.checkpoint, layout=rendered.layout)
 
 
 def _nodes(cluster: Cluster, pods: list[OwnPod], demand: Demand | None) -> dict[str, NodeState]:

@@ -45,8 +45,8 @@ def settle(train: TrainConfig, work: Workload, layout: Layout) -> TrainConfig:
     """The configuration with everything set that was left open."""
     parallel = ParallelConfig(
         data=layout.data, shard=layout.shard, tensor=layout.tensor, pipeline=layout.pipeline, context=layout.context,
-        ulysses=layout.ulysses, expert=layout.expert, zero=layout.zero, schedule=layout.schedule,
-        stage_layers=list(layout.stage_layers) or None)  # fmt: skip
+        ulysses=layout.ulysses, expert=layout.expert, zero=layout.zero,
+        schedule=layout.schedule if layout.pipeline > 1 else None, stage_layers=list(layout.stage_layers) or None)
     return train.model_copy(update={
         "parallel": parallel, "batch_size": work.batch, "micro_batch_size": layout.micro,
         "activation_checkpointing": layout.recompute,

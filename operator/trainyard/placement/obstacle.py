@@ -14,7 +14,7 @@ from trainyard.placement.matching import hindrance
 from trainyard.placement.quantities import show, show_amount
 from trainyard.placement.rings import legal, may_ask
 from trainyard.placement.room import capacity, natural
-from trainyard.placement.seats import Gaze, fit, free_by_ring
+from trainyard.placement.seats import Gaze, fit, free_by_ring, whole
 
 MOST_NAMED = 6  # kinds of devices, causes: a sentence, not a report
 MOST_FAULTS = 3  # devices of one node
@@ -31,7 +31,7 @@ def explain(books: Books, kept: Books, gang: Gang, members: Counter[str]) -> Obs
         return known
     survey = _survey(books, kept, gang)
     reason = survey.reason(gang.count)
-    message = f"{_needs(books, gang)}: {_found(books, survey)}"
+    message = f"{_needs(survey, gang)}: {_found(books, survey)}"
     apart = _apart(books, kept, gang, members) if survey.fitting >= gang.count else ""
     causes = [apart] if apart else []
     causes += survey.causes()[:MOST_NAMED]
@@ -50,6 +50,7 @@ class _Survey:
     fitting: int = 0  # pods that fit on them
     before_claims: int = 0  # pods that would fit if nothing were kept for others
     capacity: int = 0  # pods that would fit on the nodes that may be used, were they empty and all devices healthy
+    largest: int = 0  # pods that would fit on the largest of these nodes
     hindered: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     unavailable: int = 0  # of the hindered, those that may come back by themselves: not ready, cordoned, not telling
     claimed: int = 0
@@ -99,7 +100,9 @@ def _survey(books: Books, kept: Books, gang: Gang) -> _Survey:
         before = look(books, node, gang).sets
         now = before if kept is books else look(kept, node, gang).sets
         where = domain(node, nearness.level) if nearness else "anywhere"
-        capacities[where] += min(_capacity(node, gang), gang.count) if where else 0
+        empty = _capacity(node, gang)
+        survey.largest = max(survey.largest, empty)
+        capacities[where] += min(empty, gang.count) if where else 0
         survey.before_claims += min(before, gang.count)
         if now:
             survey.roomy += 1
@@ -142,7 +145,7 @@ def _capacity(node: NodeView, gang: Gang) -> int:
     if view is None or gang.nearness is None or gang.nearness.level != "ring":
         return empty
     asked = gang.demand.requests.get(view.resource, 0)
-    return min(empty, fit(view, {}, asked, Gaze(empty=True, healthy=True)).in_ring) if asked else empty
+    return min(empty, whole(view, asked).in_ring) if asked else empty
 
 
 def _blame(survey: _Survey, books: Books, node: NodeView, gang: Gang) -> None:
@@ -249,11 +252,11 @@ def _apart(books: Books, kept: Books, gang: Gang, members: Counter[str]) -> str:
     return f"no {_level(level)} has room for all (best: {best} for {rooms[best]} of {gang.count})"
 
 
-def _needs(books: Books, gang: Gang) -> str:
+def _needs(survey: _Survey, gang: Gang) -> str:
     requests, count = gang.demand.requests, gang.count
     each = ", ".join(show(name, requests[name]) for name in _ordered(requests) if name != "pods")
     where = f" in one {_level(gang.nearness.level)}" if gang.nearness and gang.nearness.required else ""
-    if all(capacity(node, requests) <= 1 for node in books.nodes.values()):
+    if survey.largest <= 1 and not (where and gang.nearness and gang.nearness.level in NODE_LEVELS):
         return f"Needs {_nodes(count)}" + (f" with {each}" if each else "") + where
     return f"Needs room for {count} pod{'s' if count > 1 else ''}" + (
         f" with {each}{' each' if count > 1 else ''}" if each else ""

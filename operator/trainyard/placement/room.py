@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from trainyard.placement.books import NodeView, Resources
-from trainyard.placement.seats import PLAIN, Fit, Gaze, fit
+from trainyard.placement.seats import PLAIN, Fit, Gaze, fit, whole
 
 PLENTY = 1 << 30  # pods of a node that nothing limits
 
@@ -51,8 +51,8 @@ def capacity(node: NodeView, requests: Resources) -> int:
     asked = requests.get(view.resource, 0) if view else 0
     if view is None or not asked:
         return room(node, {}, requests)
-    whole = replace(node, allocatable={**node.allocatable, view.resource: len(view.devices)})
-    return min(room(whole, {}, requests), fit(view, {}, asked, Gaze(empty=True, healthy=True)).sets)
+    others = {name: amount for name, amount in requests.items() if name != view.resource}
+    return min(room(node, {}, others), whole(view, asked).sets)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -58,6 +58,11 @@ def fit(view: DevicesView, pods: Mapping[str, Resources], count: int, gaze: Gaze
     return _fit(view.model, seating.layout, seating.free, seating.shunned, cut, seating.spoiled, count)
 
 
+def whole(view: DevicesView, count: int) -> Fit:
+    """The same if no pod were there and all devices were healthy."""
+    return _fit(view.model, _layout(view), (1 << len(view.devices)) - 1, 0, 0, 0, count)
+
+
 def free_by_ring(view: DevicesView, pods: Mapping[str, Resources]) -> dict[int, int]:
     """Devices that may be given out, by ring."""
     free = _seating(view, pods, PLAIN).free
@@ -89,11 +94,15 @@ def _seating(view: DevicesView, pods: Mapping[str, Resources], gaze: Gaze) -> _S
         if not device.network:
             cut |= bit
             shunned |= bit
-    layout = tuple([(device.ring, device.module) for device in view.devices])
+    layout = _layout(view)
     untold = [amount for key, each in pods.items() if key not in told and (amount := each.get(view.resource, 0))]
     for amount in untold:  # in the order in which they got their places, which is kubelet's for the most part
         held |= _taken(view.model, layout, usable & ~held, shunned, amount)
     return _Seating(layout, usable & ~held, shunned, cut, spoiled)
+
+
+def _layout(view: DevicesView) -> Layout:
+    return tuple([(device.ring, device.module) for device in view.devices])
 
 
 def _taken(model: str, layout: Layout, free: int, shunned: int, amount: int) -> int:

@@ -49,6 +49,8 @@ def _accepted(turn: Turn) -> Turn:
             admitted_hash=turn.snap.admitted_hash or None,
             start_time=turn.status.start_time or stamp(turn.now),
         )
+        if rendering.layout is not None:
+            turn = turn.note(layout=rendering.layout)
     if turn.snap.spec is None or is_changed(turn):
         return turn
     turn = turn.judge("Accepted", "True", "Admitted", "The API server accepts the job's pods.")

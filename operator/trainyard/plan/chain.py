@@ -24,6 +24,7 @@ from trainyard.plan.lost_world import lost_world
 from trainyard.plan.master import master
 from trainyard.plan.missing import missing
 from trainyard.plan.moves import moves
+from trainyard.plan.peers import peers
 from trainyard.plan.placement import placement
 from trainyard.plan.preemption import preempted
 from trainyard.plan.progress import progress
@@ -47,7 +48,7 @@ CHAIN: tuple[Policy, ...] = (
     # may it run?
     invalid, changed, suspend, resume, preempted, admission,
     # what went wrong? (faults are only collected)
-    lost_world, devices, losses, failure, missing, moves, hang,
+    lost_world, devices, losses, peers, failure, missing, moves, hang,
     # one write answers all of it
     recover,
     # get every place filled

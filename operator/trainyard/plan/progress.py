@@ -11,6 +11,7 @@ from trainyard.plan.times import moment, seconds_between, stamp
 from trainyard.plan.turn import Turn
 
 EVERY_SECONDS = 5.0  # a status is written for progress alone at most this often
+SIZES = ("data", "shard", "tensor", "pipeline", "context", "expert")
 LONGEST = timedelta(days=3650)  # an ETA beyond this says nothing
 
 
@@ -37,9 +38,11 @@ def current(turn: Turn) -> Turn:
         return turn
     made = _made(turn, told)
     changes: dict[str, object] = {"progress": made}
-    layout = {name: size for name in LayoutStatus.model_fields if (size := getattr(told, name)) is not None}
-    if layout:
-        changes["layout"] = LayoutStatus(**layout)
+    layout = {name: size for name in SIZES if (size := getattr(told, name)) is not None}
+    if layout:  # the estimate stays if it is about this layout
+        before = turn.status.layout or LayoutStatus()
+        same = all(getattr(before, name) == size for name, size in layout.items())
+        changes["layout"] = before if same else LayoutStatus(**layout)
     if told.durable_step is not None or told.memory_step is not None:
         changes["checkpoint"] = CheckpointStatus(durable_step=told.durable_step, memory_step=told.memory_step)
     return turn.note(**changes)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from trainyard.api.job import TrainingJobSpec, TrainingJobStatus
+from trainyard.api.job import LayoutStatus, TrainingJobSpec, TrainingJobStatus
 from trainyard.api.protocol import ReportSpec, WorldSpec
 from trainyard.fleet.devices import Accelerators
 from trainyard.placement.books import Books, Demand, Nearness, Resources
@@ -82,6 +82,7 @@ class Rendering:
     demand: Demand
     grace_seconds: int = 30
     checkpoint: bool = True  # a checkpoint volume is there
+    layout: LayoutStatus | None = None  # as it was chosen; None: a program of its own, or the trainer chooses
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def test_a_rendering_is_kept_and_read_back() -> None:
         ),
         "immutable": True,
     }
-    assert sorted(kept["data"]) == ["demand.json", "pod.json", "train.json"]
+    assert sorted(kept["data"]) == ["asked.json", "demand.json", "layout.json", "pod.json", "train.json"]
     config = json.loads(kept["data"]["train.json"])
     assert config["steps"] == 3
     assert config["data"]["sequenceLength"] == 4096  # defaults are settled once

@@ -36,6 +36,7 @@ STAYING = [
     {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"},
 ]
 TMP = {"name": "trainyard-tmp", "mountPath": "/tmp"}
+CONFIGURATION = [{"key": name, "path": name} for name in ("train.json", "asked.json")]
 SHM = {"name": "trainyard-shm", "mountPath": "/dev/shm"}
 
 
@@ -147,7 +148,7 @@ def test_a_pod_of_the_shipped_trainer() -> None:
                 {"name": "trainyard-shm", "emptyDir": {"medium": "Memory"}},
                 {
                     "name": "trainyard-config",
-                    "configMap": {"name": rendered.name, "items": [{"key": "train.json", "path": "train.json"}]},
+                    "configMap": {"name": rendered.name, "items": CONFIGURATION},
                 },
                 {"name": "trainyard-podinfo", "downwardAPI": {"items": [{
                     "path": "ascend-910-configuration", "fieldRef": {
@@ -270,7 +271,7 @@ def test_making_a_pod_leaves_the_rendering_alone() -> None:
     ({"limits": {"cpu": "16"}, "requests": {"cpu": "2"}}, 4, "4"),
     ({"requests": {"cpu": "7"}}, 2, "3"),
     ({"requests": {"cpu": "500m"}}, 1, "1"),
-    ({"limits": {"memory": "1Gi"}}, 1, "1"),
+    ({"limits": {"memory": "8Gi"}}, 1, "1"),
     ({}, 8, "1"),
 ])  # fmt: skip
 def test_threads(resources: dict[str, Any], ranks: int, threads: str) -> None:
@@ -347,7 +348,7 @@ def test_the_users_values_win() -> None:
     }
     assert spec["volumes"] == [
         {"name": "trainyard-shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
-        {"name": "trainyard-config", "configMap": {"items": [{"key": "train.json", "path": "train.json"}],
+        {"name": "trainyard-config", "configMap": {"items": CONFIGURATION,
                                                    "name": rendered.name}},
         {"name": "scratch", "emptyDir": {}},
         {"name": "data", "nfs": {"server": "s", "path": "/"}},

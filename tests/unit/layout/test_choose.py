@@ -140,7 +140,7 @@ def test_settled_leaves_nothing_open() -> None:
     assert settled.micro_batch_size == best.micro
     assert settled.activation_checkpointing == best.recompute
     missing = {name for name, value in settled.parallel.model_dump().items() if value is None}
-    assert missing <= {"stage_layers"}
+    assert missing <= ({"stage_layers", "schedule"} if best.pipeline == 1 else set())
     assert settled.parallel.pipeline == best.pipeline
 
 

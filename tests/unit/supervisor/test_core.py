@@ -738,3 +738,55 @@ def test_ranks_that_saved_do_not_wait_long_for_the_scheduler() -> None:
     pod.after(WORLD.drain_seconds)
     assert pod.core.state == "drained"
     assert found(pod.did, e.SendStatus)[-1].status.saved
+
+
+def running_master(size: int = 4) -> Pod:
+    """A master whose gang trains."""
+    pod = master(size)
+    for index in range(1, size):
+        joins(pod, index)
+    pod.on(e.GangSeen(e.GangState(1, 0, e.Start("10.0.0.1", 6000, True))))
+    for index in range(size):
+        joins(pod, index, "running")
+    return pod
+
+
+def test_the_master_tells_of_members_that_do_not_come_back() -> None:
+    pod = running_master()
+    assert reports(pod.on(e.MemberGone(2))) == []
+    assert reports(pod.after(0.9)) == []
+    pod.on(e.MemberGone(3))
+    assert reports(pod.after(0.2)) == ["PeerLost"]
+    told = last_report(pod)
+    assert (told["lost"], told["lostAt"]) == ([2, 3], "1970-01-01T00:18:20.000000Z")
+    joins(pod, 3, "running")
+    assert last_report(pod)["lost"] == [2]
+    joins(pod, 2, "running")
+    assert (last_report(pod)["kind"], "lost" in last_report(pod)) == ("Formed", False)
+
+
+def test_a_member_that_comes_back_in_time_or_has_ended_is_not_lost() -> None:
+    pod = running_master()
+    pod.on(e.MemberGone(1))
+    pod.after(0.5)
+    joins(pod, 1, "running")
+    joins(pod, 2, "finished")
+    pod.on(e.MemberGone(2))
+    assert reports(pod.after(5)) == []
+    pod.on(e.MemberGone(1), e.WorldSeen(replace(WORLD, generation=2, size=4, address="10.0.0.1:5000")))
+    assert "PeerLost" not in reports(pod.after(5)), "the next generation has other worries"
+
+
+@pytest.mark.parametrize(("index", "tells"), [(1, True), (2, False), (3, True)])
+def test_the_masters_neighbours_tell_of_its_loss(index: int, tells: bool) -> None:
+    pod = Pod(index=index).runs(replace(WORLD, size=4, master_index=0))
+    pod.on(e.Unlinked("connection lost"))
+    assert reports(pod.after(2)) == (["PeerLost"] if tells else [])
+    if tells:
+        assert last_report(pod)["lost"] == [0]
+        assert "lost" not in found(pod.on(e.Linked()), e.WriteReport)[0].spec
+
+
+@pytest.mark.parametrize(("name", "index"), [("llama-7b-12-3", 12), ("j-0-1", 0), ("", -1), ("odd", -1)])
+def test_the_index_in_a_pods_name(name: str, index: int) -> None:
+    assert e.index_of(name) == index

@@ -114,13 +114,13 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path: Path, monkeypatch:
                                                     capsys: pytest.CaptureFixture[str]) -> None:
     import subprocess
 
-    (tmp_path / "a.json").write_text(json.dumps({**TRAIN, "batchSize": 3}))
+    (tmp_path / "a.json").write_text(json.dumps({**TRAIN, "batchSize": 3, "parallel": {"shard": 2}}))
     ended = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "trainer", "--config", str(tmp_path / "a.json")],
         env={"RANK": "0", "WORLD_SIZE": "2", "PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True,
         timeout=120, check=False)
     assert ended.returncode == 78
-    assert ended.stderr.splitlines()[-1].startswith("train.batchSize should be a multiple of 2")
+    assert ended.stderr.splitlines()[-1].startswith("train.batchSize: 3 does not divide")
     assert " torch\n" not in ended.stderr
 
 

@@ -1,0 +1,40 @@
+"""The layout of a job is chosen before its pods are made, and kept with what they are made from (docs/planner.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainyard.api.job import LayoutStatus, TrainingJobSpec
+from trainyard.api.train import TrainConfig
+from trainyard.layout import choose, settle
+from trainyard.layout.job import of_job
+from trainyard.layout.table import sentence
+from trainyard.layout.types import Estimate, Workload
+
+
+def plan_layout(spec: TrainingJobSpec, device: str = "") -> tuple[TrainConfig | None, LayoutStatus | None]:
+    """What the trainer is told, with everything set that was left open, and what the status says about it. Where only
+    the files of train.model.path know the model's shape, the configuration stays as it is: the trainer plans at its
+    start. `device`: the model that the nodes' agents tell. Raises InvalidLayout and LayoutDoesNotFit."""
+    work = of_job(spec, model=device)
+    if spec.train is None or work is None:
+        return spec.train, None
+    best = choose(work).best
+    return settle(spec.train, work, best.layout), status_of(work, best)
+
+
+def status_of(work: Workload, each: Estimate) -> LayoutStatus:
+    """A layout and its estimate as a status shows them."""
+    layout = each.layout
+    return LayoutStatus(
+        data=layout.data, shard=layout.shard, tensor=layout.tensor, pipeline=layout.pipeline, context=layout.context,
+        expert=layout.expert, memory_per_device=f"{each.memory.total / 2**30:.1f}Gi",
+        seconds_per_step=f"{each.seconds.total:.3g}",
+        explanation=f"On {work.hardware.name}: {sentence(each)}")  # fmt: skip
+
+
+def as_written(train: TrainConfig) -> Mapping[str, Any]:
+    """The configuration with only what the manifest says, from which another number of ranks is planned for."""
+    said: Mapping[str, Any] = train.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return said

@@ -1,0 +1,51 @@
+"""The layout, where the manifest leaves it open and nobody has planned for this number of ranks: by the planner that
+the operator uses (trainyard.layout), on every rank alike. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainyard.api.train import TrainConfig
+from trainyard.layout import HARDWARE, Hardware, InvalidLayout, LayoutDoesNotFit, choose, of_train, settle
+from trainyard.layout.hardware import named
+
+from trainer.errors import ConfigError
+from trainer.model import shape
+
+SIZES = ("data", "shard", "tensor", "pipeline", "context")
+
+
+def plan(train: TrainConfig, ranks: int, per_node: int, hardware: Hardware | None = None) -> TrainConfig:
+    """The configuration with everything set that was left open; as it is, if nothing was. Raises ConfigError."""
+    if is_settled(train, ranks):
+        return train
+    try:
+        work = of_train(train, ranks, per_node, hardware or find_hardware(), shape.fields(train.model))
+        assert work is not None
+        return settle(train, work, choose(work).best.layout)
+    except InvalidLayout as error:
+        raise ConfigError(str(error)) from None
+    except LayoutDoesNotFit as error:
+        raise ConfigError(f"train: {error}") from None
+
+
+def is_settled(train: TrainConfig, ranks: int) -> bool:
+    """Whether nothing is left to choose for this number of ranks."""
+    product = 1
+    for name in SIZES:
+        size = getattr(train.parallel, name)
+        if size is None:
+            return False
+        product *= size
+    return product == ranks and train.batch_size is not None and "micro_batch_size" in train.model_fields_set
+
+
+def find_hardware() -> Hardware:
+    """The row of this node's devices, from what their drivers show without a library of theirs. Its memory is not asked
+    for: here it is too late to refuse."""
+    if Path("/dev/davinci_manager").exists():
+        return HARDWARE["910B"]
+    for told in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        model = next((line for line in told.read_text().splitlines() if line.startswith("Model:")), "")
+        return named(model.partition(":")[2].strip()) or HARDWARE["A100"]
+    return HARDWARE["CPU"]
