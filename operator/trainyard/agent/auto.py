@@ -52,6 +52,8 @@ class Auto:
     def recall(self, spec: NodeDevicesSpec) -> None:
         """Served by ourselves before, served by ourselves again, without waiting whether somebody else turns up."""
         self._before = spec
+        if self._chosen:
+            self._chosen.recall(spec)
 
     async def readings(self) -> AsyncIterator[Reading | Unreadable]:
         """Of the chosen one; what stands in the way until there is one."""

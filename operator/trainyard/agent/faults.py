@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
+from trainyard.agent import written
 from trainyard.agent.types import Fault, Unreadable
 from trainyard.api.base import Model
 from trainyard.api.devices import LEVELS, Level
@@ -187,9 +188,9 @@ def over_shipped(text: str | None) -> FaultTable:
     if not text or all(line.lstrip()[:1] in ("", "#") for line in text.splitlines()):
         return shipped()
     try:
-        read = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise _invalid(f"it is no YAML: {' '.join(str(error).split())}") from error
+        read = written.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise _invalid(f"it is no valid YAML: {' '.join(str(error).split())[:2000]}") from error
     if not isinstance(read, Mapping):
         raise _invalid(f"expected an object with {', '.join(_FIELDS)}; found {type(read).__name__}")
     try:

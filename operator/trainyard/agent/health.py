@@ -50,7 +50,7 @@ def _status(
     previous: DeviceStatus | None, now: datetime,
 ) -> DeviceStatus:
     """One device; `faults` is None if they could not be read."""
-    past = previous.history if previous else []
+    past = [_not_later(record, now) for record in previous.history] if previous else []
     records = _kept(_released(_recorded(past, faults, table, now), order, now), table, now)
     judged = [_judged(record, records, table, now) for record in records]
     mild = _unrecorded(faults, table)
@@ -213,8 +213,14 @@ def _unrecorded(faults: Sequence[Fault] | None, table: FaultTable) -> list[_Judg
     return found
 
 
+def _not_later(record: FaultRecord, now: datetime) -> FaultRecord:
+    """With no time in the future: a clock that was set back must not keep a device out for long. Written down, so that
+    a probation begins now and not anew at every look."""
+    late = {name: stamp(now) for name in ("began", "ended") if (at := moment(getattr(record, name))) and at > now}
+    return record.model_copy(update=late) if late else record
+
+
 def _began(record: FaultRecord, now: datetime) -> datetime:
-    """Never in the future: a clock that was set back must not keep a device out for long."""
     return min(moment(record.began) or now, now)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import grpc
+from pydantic import ValidationError
 
 from trainyard.agent import published
 from trainyard.agent.health import assess
@@ -35,6 +36,7 @@ _HOLDERS_PATIENCE = 1.0
 _NODE_SECONDS = 300.0  # between two looks at the Node, for its labels
 _NODE_RETRY_SECONDS = 2.0
 _HISTORY_SECONDS = 5.0  # how long a start waits for what an agent before this one wrote
+_AGAIN_SECONDS = 3.0  # before a backend that failed is begun again
 _REGISTER_SECONDS = 5.0  # a kubelet that starts again takes a moment; nobody needs to hear of it
 
 
@@ -93,19 +95,41 @@ class Agent:
             self._facts = published.facts(spec)
 
     async def _read(self) -> None:
-        async for reading in self.backend.readings():
-            bad = isinstance(reading, Unreadable) or bool(reading.unknown)
-            if bad and not isinstance(self._reading, Unreadable):
-                await self._ask_holders()  # who holds a device decides what kubelet is told of unknown health
-            if isinstance(reading, Unreadable):
-                if (reading.reason, reading.message) != _said(self._reading):
-                    log.warning("%s: %s", reading.reason, reading.message)
-            else:
-                self._facts = reading.facts
-                if reading.holders is not None:
-                    self._holders = reading.holders
-            self._reading, self._read_at = reading, time.monotonic()
-            self._update()
+        while True:
+            try:
+                async for reading in self.backend.readings():
+                    await self._take(self._usable(reading))
+            except Exception as error:  # something that nobody foresaw: health is unknown, and NodeDevices say why
+                log.exception("backend %s failed", self.backend.name)
+                await self._take(Unreadable("BackendFailed", f"backend {self.backend.name} failed with "
+                                            f"{type(error).__name__}: {str(error)[:1000]}. It is tried again; this is "
+                                            "a mistake in Trainyard, please report it with the agent's log"))
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    def _usable(self, reading: Reading | Unreadable) -> Reading | Unreadable:
+        """The reading, if NodeDevices have room for its facts."""
+        if not isinstance(reading, Unreadable):
+            try:
+                published.spec(self.options.node, self.backend.name, reading.facts)
+            except ValidationError as error:
+                wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:8])
+                return Unreadable("InvalidFacts", f"backend {self.backend.name} found devices that NodeDevices cannot "
+                                  f"hold: {wrong}"[:4000])
+        return reading
+
+    async def _take(self, reading: Reading | Unreadable) -> None:
+        bad = isinstance(reading, Unreadable) or bool(reading.unknown)
+        if bad and not isinstance(self._reading, Unreadable):
+            await self._ask_holders()  # who holds a device decides what kubelet is told of unknown health
+        if isinstance(reading, Unreadable):
+            if (reading.reason, reading.message) != _said(self._reading):
+                log.warning("%s: %s", reading.reason, reading.message)
+        else:
+            self._facts = reading.facts
+            if reading.holders is not None:
+                self._holders = reading.holders
+        self._reading, self._read_at = reading, time.monotonic()
+        self._update()
 
     async def _follow_holders(self) -> None:
         while True:
@@ -165,6 +189,7 @@ class Agent:
         if self._read_at and not self._recalled and (there := self.writer.current):
             # The API server was away when this agent began, and the writer is about to overwrite what it had kept.
             self._recalled, self.statuses = True, there.devices
+            self.backend.recall(NodeDevicesSpec.model_validate(there.spec))
         if self._read_at:
             self._update()
 

@@ -33,6 +33,13 @@ class Published:
 
 def read(data: Mapping[str, str], now: datetime) -> Published:
     """Read the ConfigMap's data. Raises Unreadable (MindClusterUnreadable) if it is broken, altered or old."""
+    try:
+        return _read(data, now)
+    except (AttributeError, TypeError) as error:  # a number where a text belongs, a text where an object does
+        raise _wrong(f"a field is of another type than MindCluster's ({error})") from error
+
+
+def _read(data: Mapping[str, str], now: datetime) -> Published:
     text = data.get(KEY, "")
     try:
         whole = json.loads(text)

@@ -13,6 +13,8 @@ from itertools import pairwise
 from trainyard.agent.types import Unreadable
 
 _COLUMNS = re.compile(r"NPU ID|NPU|Name|Chip|Phy-ID|Device|Health|Bus-Id")
+_NUMBER = re.compile(r"[0-9]{1,9}")  # str.isdigit would take digits of any alphabet, and ones that are no number
+_MOST = 256  # chips of a node that NodeDevices has room for
 _MAPPING = ("NPU ID", "Slot ID", "Chip ID", "Chip Logic ID", "Chip Phy-ID", "Chip Name")
 Place = tuple[int, int]
 """Numbers of the card (NPU ID) and of the chip on it."""
@@ -55,10 +57,12 @@ def mapping(text: str) -> ChipMap:
             continue
         row = dict(zip(names, values, strict=True))
         physical = row.get("Chip Phy-ID", row.get("Chip Logic ID", ""))
-        if row["NPU ID"].isdigit() and row["Chip ID"].isdigit() and physical.isdigit():
+        if all(_NUMBER.fullmatch(text) for text in (row["NPU ID"], row["Chip ID"], physical)):
             chips.append(Mapped((int(row["NPU ID"]), int(row["Chip ID"])), int(physical), row.get("Chip Name", "")))
     if not chips:
         raise _unreadable("npu-smi info -m", "at least one chip with numbers", text)
+    if len(chips) > _MOST:
+        raise _unreadable("npu-smi info -m", f"at most {_MOST} chips", f"{len(chips)} of them: {text}")
     if len({chip.physical for chip in chips}) < len(chips):
         raise _unreadable("npu-smi info -m", "every physical number once", text)
     return ChipMap(tuple(chips), "Slot ID" not in names)
@@ -77,7 +81,7 @@ def table(text: str) -> dict[Place, str]:
     for upper, lower in zip(rows[::2], rows[1::2], strict=True):
         values = _values(first, upper) | {f"lower {key}": value for key, value in _values(second, lower).items()}
         card, chip = values.get("NPU ID", values.get("NPU", "")), values.get("lower Chip", "0")
-        if not card.isdigit() or not chip.isdigit() or not values.get("Health"):
+        if not _NUMBER.fullmatch(card) or not _NUMBER.fullmatch(chip) or not values.get("Health"):
             raise _unreadable("npu-smi info", "number and health of a chip", f"{'|'.join(upper)}/{'|'.join(lower)}")
         if (int(card), int(chip)) in found:
             raise _unreadable("npu-smi info", f"card {card} chip {chip} once", text)
@@ -159,7 +163,7 @@ def health(text: str) -> Health:
 
 def numbers(text: str) -> Mapping[str, int]:
     """Lines `name : number`, as `-t ecc` and `-t spod-info` print them."""
-    return {key: int(value) for key, value in _lines(text) if value.isdigit()}
+    return {key: int(value) for key, value in _lines(text) if re.fullmatch(r"[0-9]{1,20}", value)}
 
 
 def words(text: str) -> Mapping[str, str]:

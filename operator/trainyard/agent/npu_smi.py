@@ -8,7 +8,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,8 +71,11 @@ class NpuSmi:
         self._facts = _Known()
         self._missed: Counter[str] = Counter()
         self._links: dict[str, Fault] = {}
-        self._links_at = self._ecc_at = float("-inf")
-        self._ecc: dict[str, Fault] = {}
+        self._memory: dict[str, Fault] = {}
+        self._links_at: dict[str, float] = defaultdict(lambda: float("-inf"))  # when a device's was last asked for
+        self._memory_at: dict[str, float] = defaultdict(lambda: float("-inf"))
+        self._begun = 0.0  # the round
+        self._learning = _Known()  # facts that are not all there yet
 
     def learn(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
         """The node's labels say what model it is and where it stands."""
@@ -101,6 +104,7 @@ class NpuSmi:
             return error
 
     async def _round(self) -> Reading:
+        self._begun = time.monotonic()
         health = npu_output.table(await self._info())
         if (time.monotonic() - self._facts.read_at > _FACTS_SECONDS
                 or not set(health) <= {chip.place for chip in self._facts.chips.chips}):
@@ -112,14 +116,16 @@ class NpuSmi:
         for place, name in places.items():
             state = health.get(place, "").upper()
             if state in _SEVERITIES:
-                faults[name] += await self._codes(place, state)
+                found, known = await self._codes(place, state)
+                faults[name] += found
+                unknown |= set() if known else {name}
             elif state and state != "OK":
                 unknown.add(name)
         self._find_lost(facts, {name for place, name in places.items() if place in health}, faults, unknown)
         await self._look_at_links(facts)
         await self._look_at_memory(places)
-        for found in (self._links, self._ecc):
-            for name, fault in found.items():
+        for lasting in (self._links, self._memory):
+            for name, fault in lasting.items():
                 if name in faults and fault.code not in {each.code for each in faults[name]}:
                     faults[name].append(fault)
         return Reading(facts, {name: tuple(found) for name, found in faults.items() if found}, frozenset(unknown))
@@ -140,11 +146,16 @@ class NpuSmi:
 
     async def _learn(self) -> None:
         """Read what does not change. Only the numbers of the chips are needed; the rest may be missing."""
-        known = _Known(npu_output.mapping(await self._info("-m")))
+        chips = npu_output.mapping(await self._info("-m"))
+        if chips != self._learning.chips:
+            self._learning = _Known(chips)
+        known = self._learning  # where tools are slow it takes several rounds
         self._facts.chips = known.chips
         for chip in known.chips.chips:
             if not known.pci and (board := await self._optional("-t", "board", *self._at(chip.place))):
                 known.pci = npu_output.words(board).get("PCI Device ID", "").upper()
+            if chip.physical in known.super_devices:
+                continue
             if self._model(known) == "A3" and (pod := await self._optional("-t", "spod-info", *self._at(chip.place))):
                 numbers = npu_output.numbers(pod)
                 known.super_devices[chip.physical] = str(numbers.get("SDID", ""))
@@ -152,7 +163,7 @@ class NpuSmi:
                 known.server = str(numbers.get("Server Index", known.server))
         known.addresses = await self._read_addresses(known.chips)
         known.read_at = time.monotonic()
-        self._facts = known
+        self._facts, self._learning = known, _Known()
 
     async def _optional(self, *arguments: str) -> str:
         """What npu-smi prints; empty if this generation or version does not know the question."""
@@ -204,20 +215,28 @@ class NpuSmi:
             devices.setdefault(device.id, device)
         self.known = tuple(sorted(devices.values(), key=lambda one: one.physical))
         return Facts(
-            self._resource, model, tuple(self.known), known.chips.chips[0].name if known.chips.chips else "",
+            self._resource, model, tuple(self.known), known.chips.chips[0].name[:63] if known.chips.chips else "",
             ascend.labelled(labels, "superpodid") or known.super_pod, ascend.labelled(labels, "rackid"),
             ascend.labelled(labels, "serverid") or known.server)
 
     # Health.
 
-    async def _codes(self, place: Place, state: str) -> list[Fault]:
-        """Faults of a chip that is not OK; one without codes is a fault of its own."""
+    async def _codes(self, place: Place, state: str) -> tuple[list[Fault], bool]:
+        """Faults of a chip that is not OK, and whether they are known; one without codes is a fault of its own. A chip
+        that is broken may not answer at all: what the table says of it counts, and of the other chips as well."""
         severity = _SEVERITIES[state]
-        said = npu_output.health(await self._info("-t", "health", *self._at(place)))
+        try:
+            said = npu_output.health(await self._info("-t", "health", *self._at(place)))
+        except Unreadable as error:
+            log.warning("codes of chip %s: %s", place, error.message)
+            if state == "WARNING":
+                return [], False
+            return [Fault(f"Health{state.capitalize()}", f"npu-smi calls it {state.capitalize()}; its codes cannot be "
+                          f"read: {error.message}"[:512], severity=severity)], True
         # What the table calls the device's state is that of its worst code: it classes codes that nobody else knows.
         return [Fault(code, text, severity=severity) for code, text in said.codes] or [
             Fault(f"Health{state.capitalize()}", f"npu-smi calls it {state.capitalize()} and names no code",
-                  severity=severity)]
+                  severity=severity)], True
 
     def _find_lost(self, facts: Facts, seen: set[str], faults: dict[str, list[Fault]], unknown: set[str]) -> None:
         """Devices that are not in the table: unknown at first, since a table may be cut short, then lost."""
@@ -230,17 +249,21 @@ class NpuSmi:
 
     async def _look_at_links(self, facts: Facts) -> None:
         """Which links to other nodes are down. Devices without an address have none. A tool that does not answer says
-        nothing about the devices: what was last known of the links stays."""
-        if self._hccn is None or time.monotonic() - self._links_at < _LINKS_SECONDS:
-            return
-        self._links_at = time.monotonic()
-        for device in facts.devices:
-            if not device.ip or self._missed[device.id]:
+        nothing about the device: what was last known of its link stays."""
+        for device in sorted(facts.devices, key=lambda each: self._links_at[each.id]):
+            if not device.ip:
+                self._links.pop(device.id, None)
+            if self._hccn is None or not device.ip or self._missed[device.id]:
                 continue
+            if not self._due(self._links_at[device.id], _LINKS_SECONDS, 1 / 3):
+                return
+            self._links_at[device.id] = time.monotonic()
             try:
                 printed = await self._hccn.run("-i", str(device.physical), "-link", "-g", seconds=self._limit / 6)
             except Unreadable as error:
                 log.warning("links: %s", error.message)
+                if error.reason == "ToolFails":
+                    continue  # one broken chip must not hide the links of the others
                 return
             if npu_output.link_is_up(printed):
                 self._links.pop(device.id, None)
@@ -248,15 +271,27 @@ class NpuSmi:
                 self._links[device.id] = Fault(LINK_DOWN, "hccn_tool says that its link is down", network=True)
 
     async def _look_at_memory(self, places: Mapping[Place, str]) -> None:
-        if time.monotonic() - self._ecc_at < _ECC_SECONDS:
-            return
-        found = {}
-        for place, name in places.items():
-            if not self._missed[name] and (printed := await self._optional("-t", "ecc", *self._at(place))):
-                counts = npu_output.numbers(printed)
-                errors = counts.get("HBM Double Bit Error Count", 0)
-                if errors:
-                    pages = counts.get("HBM Double Bit Isolated Pages Count", 0)
-                    found[name] = Fault(DOUBLE_BIT, f"{errors} errors in its memory could not be corrected since the "
-                                        f"driver was loaded, {pages} pages are set aside", severity="minor")
-        self._ecc, self._ecc_at = found, time.monotonic()
+        """Errors that could not be corrected; what cannot be read says nothing."""
+        for place, name in sorted(places.items(), key=lambda each: self._memory_at[each[1]]):
+            if self._missed[name]:
+                continue
+            if not self._due(self._memory_at[name], _ECC_SECONDS, 1 / 2):
+                return
+            self._memory_at[name] = time.monotonic()
+            try:
+                counts = npu_output.numbers(await self._optional("-t", "ecc", *self._at(place)))
+            except Unreadable as error:
+                log.warning("memory: %s", error.message)
+                return
+            self._memory.pop(name, None)
+            if errors := counts.get("HBM Double Bit Error Count", 0):
+                pages = counts.get("HBM Double Bit Isolated Pages Count", 0)
+                text = (f"{errors} errors in its memory could not be corrected since the driver was loaded, {pages} "
+                        "pages are set aside")
+                self._memory[name] = Fault(DOUBLE_BIT, text, severity="minor")
+
+    def _due(self, asked: float, every: float, share: float) -> bool:
+        """Whether to ask again: it was long ago, and less than this share of the round's time is gone. Where tools are
+        slow the rest is asked in the next round, the longest not asked first."""
+        now = time.monotonic()
+        return now - asked >= every and now - self._begun < self._limit * share

@@ -31,6 +31,7 @@ _SYNC_SECONDS = 5.0  # how long the first look waits for the ConfigMap
 _NAMESPACE = "kube-system"
 _REAL = "huawei.com/AscendReal"
 _DEVICE_INFO = ("huawei.com/npu.base-device-infos", "baseDeviceInfos")
+_MOST = 256  # devices of a node that NodeDevices have room for
 _ACCELERATORS = ("huawei.com/", "nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu", "gpu.intel.com/", "habana.ai/gaudi",
                  "cambricon.com/", "iluvatar.ai/", "metax-tech.com/gpu", "google.com/tpu", "aws.amazon.com/neuron")
 NOT_ALLOCATABLE = "NotAllocatable"
@@ -165,6 +166,11 @@ class Observe:
         devices = {name: device.model_copy(update={
             "ring": ascend.ring(model, device.physical), "module": ascend.module(model, device.physical),
             **more.get(name, {})}) for name, device in devices.items()}
+        if len(devices) > _MOST:  # devices that their plugin named anew (other partitions, say) do not come back
+            devices = {name: device for name, device in devices.items() if name in ids}
+        if len(devices) > _MOST:
+            raise Unreadable("TooManyDevices", f"kubelet has {len(devices)} devices of {resource}; NodeDevices hold at "
+                             f"most {_MOST}. Let the plugin share each device among fewer pods")
         self._known = tuple(sorted(devices.values(), key=lambda device: device.physical))
         self._known_resource = resource
         return Facts(resource, model, self._known, self._labels.get("node.kubernetes.io/npu.chip.name", "")[:63],
@@ -189,7 +195,8 @@ def _data(raw: Object, old: Mapping[str, str] | None) -> Mapping[str, str] | Non
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sorts Ascend910-10 behind Ascend910-9."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part]
+    return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part)
+            for part in re.split(r"([0-9]+)", name) if part]
 
 
 def _physical(name: str, taken: set[int]) -> int:

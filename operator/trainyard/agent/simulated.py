@@ -6,9 +6,11 @@ What stands behind it is real: kubelet, its device plugin socket, the pods. A ch
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from trainyard.agent import published, written
 from trainyard.agent.types import BackendName, Facts, Fault, Reading, Unreadable
 from trainyard.api.base import Model
 from trainyard.api.devices import Device, DeviceId, Level, NodeDevicesSpec
@@ -26,6 +29,7 @@ _SETTLED_SECONDS = 0.05  # a file that was written so recently may change again 
 
 _COUNTS = {"910A": 8, "910B-8": 8, "910B-16": 16, "A3": 16}
 _RING = {"910A": 4, "910B-16": 8}
+_SHOWN = 16  # wrong fields in a message
 _SELECTOR = re.compile(r"([A-Za-z0-9./_-]+)(!=|=)([A-Za-z0-9._-]*)")
 
 ModelName = Literal["910A", "910B-8", "910B-16", "A3", "Other"]
@@ -105,8 +109,11 @@ class SimulatedNode(Model):
         if self.devices is None and self.count is None and self.model not in _COUNTS:
             raise ValueError(f"model {self.model} needs count or devices")
         ids = [device.id for device in self.all("node-1")]
-        if twice := sorted({name for name in ids if ids.count(name) > 1}):
+        if twice := sorted(name for name, times in Counter(ids).items() if times > 1):
             raise ValueError(f"device {', '.join(twice)} is there twice")
+        numbers = Counter(device.physical for device in self.devices or ())
+        if same := sorted(number for number, times in numbers.items() if times > 1):
+            raise ValueError(f"several devices have the physical number {', '.join(map(str, same))}: each has its own")
         if strange := sorted({*self.faults, *self.unknown} - set(ids)):
             raise ValueError(f"no device {', '.join(strange)}; there are {', '.join(ids) or 'none'}")
         return self
@@ -133,6 +140,10 @@ class SimulatedNode(Model):
         return Reading(facts, faults, frozenset(self.unknown))
 
 
+class _NodeUnread(Unreadable):
+    """Nothing is wrong with the file; there is just nothing to read."""
+
+
 class SimulatedCluster(Model):
     """The whole file."""
 
@@ -155,8 +166,8 @@ class SimulatedCluster(Model):
             return self.nodes[node]
         selectors = [key for key in self.nodes if "=" in key]
         if selectors and labels is None:
-            raise Unreadable("NodeUnread", f"the simulated devices are chosen by labels ({selectors[0]}), and those of "
-                             f"node {node} could not be read from the API server yet")
+            raise _NodeUnread("NodeUnread", f"the simulated devices are chosen by labels ({selectors[0]}), and those "
+                              f"of node {node} could not be read from the API server yet")
         for key in selectors:
             if all((labels or {}).get(name, "") == wanted if same else (labels or {}).get(name) != wanted
                    for name, same, wanted in _requirements(key)):
@@ -176,22 +187,30 @@ def _requirements(selector: str) -> list[tuple[str, bool, str]]:
 def _fill(text: str, node: str, device: int) -> str:
     digits = re.search(r"[0-9]*$", node)
     number = int(digits[0]) if digits and digits[0] else 0
-    try:
-        return text.format(node=node, number=number, device=device)
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{text!r}: only {{node}}, {{number}} and {{device}} can be filled in ({error!r})") from error
+    known = {"{node}": node, "{number}": str(number), "{device}": str(device)}
+    parts = re.split(r"(\{node\}|\{number\}|\{device\})", text)
+    if any(brace in part for part in parts if part not in known for brace in "{}"):
+        raise ValueError(f"{text!r}: only {{node}}, {{number}} and {{device}} can be filled in")
+    return "".join(known.get(part, part) for part in parts)
 
 
 def parse(text: str) -> SimulatedCluster:
     """Read a file. Raises Unreadable that names every wrong field."""
     try:
         # An empty file is one that somebody is writing just now, not a cluster without devices.
-        return SimulatedCluster.model_validate(yaml.load(text, Loader=_Loader))
-    except yaml.YAMLError as error:
-        raise Unreadable("InvalidDevices", f"not YAML: {error}") from error
+        return SimulatedCluster.model_validate(written.load(text, _Loader))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors())
-        raise Unreadable("InvalidDevices", wrong) from error
+        raise Unreadable("InvalidDevices", _said(error)) from error
+    except (yaml.YAMLError, ValueError) as error:  # a date such as 2026-13-45
+        raise Unreadable("InvalidDevices", f"not valid YAML: {str(error)[:2000]}") from error
+
+
+def _said(error: ValidationError) -> str:
+    """Every wrong field, of very many the first."""
+    wrong = error.errors(include_input=False, include_url=False)
+    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}"[:1000]
+                     for each in wrong[:_SHOWN]) + more
 
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the other one takes seconds for a large cluster
@@ -247,7 +266,7 @@ class Simulated:
         self._settled = time.time_ns() - stat.st_mtime_ns > _SETTLED_SECONDS * 1e9
         try:
             # A large file takes its time, and a container's start must not wait for it.
-            self._good = await asyncio.to_thread(lambda: parse(self._file.read_text(encoding="utf-8")))
+            self._good = await asyncio.to_thread(self._read)
             self._wrong = None
         except (OSError, UnicodeDecodeError) as error:
             self._wrong = _missing(self._file, error)
@@ -255,6 +274,27 @@ class Simulated:
             if first and not self._settled:
                 return  # perhaps half written: the next look decides
             self._wrong = Unreadable(wrong.reason, f"{self._file}: {wrong.message}")
+
+    def _read(self) -> SimulatedCluster:
+        """The file, if this node's part of it can be used. Raises OSError, UnicodeDecodeError, Unreadable."""
+        made = parse(self._file.read_text(encoding="utf-8"))
+        with contextlib.suppress(_NodeUnread):  # then there is nothing to look at yet
+            self._reading(made)
+        return made
+
+    def _reading(self, cluster: SimulatedCluster) -> Reading | None:
+        """This node's; None if the file has no devices for it. Raises Unreadable: what is filled in does not fit."""
+        entry = cluster.of(self._node, self.labels)
+        if entry is None:
+            return None
+        try:
+            made = entry.reading(self._node, self.labels or {})
+            published.spec(self._node, self.name, made.facts)
+        except ValidationError as error:
+            raise Unreadable("InvalidDevices", f"filled in for node {self._node}: {_said(error)}") from error
+        if entry.unreadable:
+            raise _NodeUnread("HealthUnreadable", entry.unreadable)
+        return made
 
     def _found(self) -> Reading | Unreadable:
         if self._good is None:
@@ -264,14 +304,11 @@ class Simulated:
             warning = Unreadable(self._wrong.reason, f"{self._wrong.message}. The last good state of the file counts "
                                  "until it is mended")
         try:
-            entry = self._good.of(self._node, self.labels)
+            made = self._reading(self._good)
         except Unreadable as error:
             return error
-        if entry is None:
+        if made is None:
             return Reading(Facts("", "Other", ()), warning=warning)
-        if entry.unreadable:
-            return Unreadable("HealthUnreadable", entry.unreadable)
-        made = entry.reading(self._node, self.labels or {})
         return Reading(made.facts, made.faults, made.unknown, warning)
 
 

@@ -86,7 +86,9 @@ def test_a_table_may_be_json() -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("codes: [", "it is no YAML"),
+    ("codes: [", "it is no valid YAML"),
+    ("codes: " + "[" * 100000, "nested deeper than 32 levels"),
+    ("codes: {A1: {level: SeparateNPU}, A1: {level: SubHealthFault}}", "'A1' is there twice"),
     ("- a\n- b", "expected an object with codes, repeated, lasting, unlisted, probation; found list"),
     ("codes: {A1: {level: Terrible}}", "codes.A1.level: Input should be 'NotHandleFault'"),
     ("codes: {A1: {levl: SeparateNPU}}", "codes.A1.levl: Extra inputs are not permitted"),

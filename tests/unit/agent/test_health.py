@@ -260,6 +260,9 @@ def test_a_clock_that_was_set_back_keeps_nothing_out_for_long() -> None:
     life.at(30 * DAY, fault())
     life.at(30 * DAY + 10)
     assert life.at(0).probation == when(60)
+    assert life.at(30).probation == when(60), "it does not begin anew at every look"
+    assert life.at(61).health == "Healthy"
+    assert life.statuses[0].history[0].ended == when(0)
 
 
 def told(life: Life) -> Served:

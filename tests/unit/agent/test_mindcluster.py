@@ -109,3 +109,14 @@ def test_what_cannot_be_believed_is_said(data: dict[str, str], said: str) -> Non
         read(data, NOW)
     assert raised.value.reason == "MindClusterUnreadable"
     assert said in raised.value.message
+
+
+@pytest.mark.parametrize("device_list", [
+    {NPU: None}, {NPU: 5}, {NPU: "a", f"{NPU}-Unhealthy": 5},
+    {NPU: "a", f"{NPU}-Fault": '[{"npu_name": "a", "fault_time_and_level_map": [1], "fault_code": "1"}]'},
+    {NPU: "a", f"{NPU}-Fault": {"a": 1}},
+], ids=str)
+def test_fields_of_another_type_are_named(device_list: dict[str, Any]) -> None:
+    with pytest.raises(Unreadable) as caught:
+        read(published(device_list), NOW)
+    assert caught.value.reason == "MindClusterUnreadable"

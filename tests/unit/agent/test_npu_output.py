@@ -111,3 +111,18 @@ def test_addresses() -> None:
 @pytest.mark.parametrize(("text", "up"), [("link status: UP\n", True), ("link status: DOWN", False), ("busy", None)])
 def test_links(text: str, up: bool | None) -> None:
     assert link_is_up(text) is up
+
+
+@pytest.mark.parametrize("number", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", "1e3"])
+def test_what_looks_like_a_number_and_is_none_is_not_taken_for_one(number: str) -> None:
+    assert numbers(f"SDID : {number}") == {}
+    with pytest.raises(Unreadable):
+        mapping(f"NPU ID  Chip ID  Chip Logic ID  Chip Name\n{number} 0 0 x\n")
+    with pytest.raises(Unreadable):
+        table(recorded("info-910a.txt").replace("| 3     910B", f"| {number}     910B"))
+
+
+def test_more_chips_than_a_node_can_have_are_not_believed() -> None:
+    lines = "".join(f"{card} 0 {card} Ascend\n" for card in range(257))
+    with pytest.raises(Unreadable, match="at most 256"):
+        mapping("NPU ID  Chip ID  Chip Logic ID  Chip Name\n" + lines)

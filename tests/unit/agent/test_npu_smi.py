@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from trainyard.agent.npu_smi import NpuSmi
@@ -276,3 +277,44 @@ async def test_readings_never_end(driver: Driver) -> None:
     assert isinstance(await anext(readings), Unreadable)
     (driver.folder / "kept").rename(driver.folder / "npu-smi info")
     assert isinstance(await anext(readings), Reading)
+
+
+@pytest.mark.parametrize(("state", "code"), [("Alarm", "HealthAlarm"), ("Critical", "HealthCritical"), ("Warning", "")])
+async def test_a_broken_chip_that_does_not_answer_is_ill_alone(driver: Driver, state: str, code: str) -> None:
+    driver.prints(recorded("info-910a.txt").replace("Alarm   ", state.ljust(8)), "info")
+    found = await read(driver.backend("module"))  # -t health of it fails
+    (ill,) = {*found.faults} or found.unknown
+    assert ill == "Ascend910-5"
+    assert [fault.code for fault in found.faults.get(ill, ())] == ([code] if code else [])
+    assert found.unknown == (frozenset() if code else {ill}), "how grave a warning is nobody knows without its code"
+
+
+async def test_a_link_that_cannot_be_read_hides_no_other(driver: Driver) -> None:
+    driver.conf.write_text("".join(f"address_{number}=10.0.0.{number + 1}\n" for number in range(8)))
+    driver.prints("link status: DOWN\n", "-i", "6", "-link", "-g", tool="hccn_tool")
+    found = await read(driver.backend("module"))
+    assert list(found.faults) == ["Ascend910-6"]
+
+
+async def test_slow_tools_are_asked_in_several_rounds(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen questions of 3 s do not fit into a round of 20 s."""
+    driver.conf.write_text("".join(f"address_{number}=10.0.0.{number + 1}\n" for number in range(8)))
+    driver.prints("HBM Double Bit Error Count : 3\n", "info", "-t", "ecc", "-i", "7", "-c", "0")
+    driver.prints("link status: DOWN\n", "-i", "7", "-link", "-g", tool="hccn_tool")
+    backend = driver.backend("module", limit=20)
+    clock = [0.0]
+    monkeypatch.setattr("trainyard.agent.npu_smi.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    ask = Tool.run
+
+    async def slow(self: Tool, *arguments: str, seconds: float) -> str:
+        clock[0] += 3.0
+        return await ask(self, *arguments, seconds=seconds)
+
+    monkeypatch.setattr(Tool, "run", slow)
+    seen: set[str] = set()
+    for _ in range(12):
+        begun, clock[0] = clock[0], clock[0] + 3.0
+        seen |= {fault.code for fault in (await read(backend)).faults.get("Ascend910-7", ())}
+        if begun:  # the first round also learns what the devices are
+            assert clock[0] - begun <= 20
+    assert seen == {"81078603", "HbmDoubleBitErrors"}

@@ -71,7 +71,7 @@ def test_a_node_without_an_entry_has_no_devices() -> None:
 
 
 @pytest.mark.parametrize(("given", "words"), [
-    ("{", "not YAML"),
+    ("{", "not valid YAML"),
     ("[]", "the file: Input should be a valid dictionary"),
     ("", "the file: Input should be a valid dictionary"),
     ("{}", "nodes: Field required"),
@@ -86,12 +86,42 @@ def test_a_node_without_an_entry_has_no_devices() -> None:
     ("nodes: {a: {model: 910A, faults: {Ascend910-1: [81078603]}}}", "put the code in quotes"),
     ("nodes: {a: {model: 910A, ip: '10.{rack}.1'}}", "only {node}, {number} and {device} can be filled in"),
     ("nodes: {'pool=a=b': {model: 910A}}", "is no selector"),
+    ("nodes: {a: {model: 910A, ip: '{node.real}'}}", "only {node}, {number} and {device} can be filled in"),
+    ("nodes: {a: {model: 910A, ip: '{number[0]}'}}", "only {node}, {number} and {device} can be filled in"),
+    ("nodes: {a: {model: 910A, ip: '{number:999999999}'}}", "only {node}, {number} and {device} can be filled in"),
+    ("nodes: {a: {model: 2026-13-45}}", "not valid YAML: month must be in 1..12"),
+    ("nodes: {a: {model: 910A, count: " + "9" * 5000 + "}}", "not valid YAML: Exceeds the limit"),
+    ("nodes: " + "[" * 100000, "nested deeper than 32 levels"),
+    ("nodes:\n  a: {model: 910A}\n  b: {model: A3}\n  a: {model: A3}\n", "line 4: 'a' is there twice"),
+    ("nodes: {a: {model: 910A, faults: {Ascend910-1: [X], Ascend910-1: [Y]}}}", "'Ascend910-1' is there twice"),
+    ("nodes: {a: {model: Other, devices: [{id: x, physical: 3}, {id: y, physical: 3}]}}", "the physical number 3"),
 ])
 def test_what_is_wrong_is_named(given: str, words: str) -> None:
     with pytest.raises(Unreadable) as caught:
         parse(given)
     assert caught.value.reason == "InvalidDevices"
     assert words in caught.value.message
+
+
+def test_of_very_many_mistakes_the_first_are_named() -> None:
+    with pytest.raises(Unreadable) as caught:
+        parse("nodes:\n" + "".join(f"  n{number}: {{modell: 910A}}\n" for number in range(10000)))
+    assert "nodes.n0.model: Field required" in caught.value.message
+    assert caught.value.message.endswith("; and 19984 more")
+    assert len(caught.value.message) < 4096
+
+
+@pytest.mark.parametrize("field", ["ip", "rack", "server", "superPod", "superDevice"])
+async def test_what_does_not_fit_this_node_leaves_the_last_good_file_in_force(tmp_path: Path, field: str) -> None:
+    file = tmp_path / "devices.yaml"
+    file.write_text('nodes: {"*": {model: 910A}}')
+    readings = Simulated(file, "n" * 60 + "-1").readings()
+    assert len(known(await following(readings)).facts.devices) == 8
+    file.write_text(f'nodes: {{"*": {{model: 910A, {field}: "{{node}}-{{number}}.{{device}}"}}}}')
+    found = known(await following(readings))
+    assert len(found.facts.devices) == 8
+    assert found.warning is not None
+    assert "filled in for node nnn" in found.warning.message
 
 
 async def following(readings: AsyncIterator[Reading | Unreadable]) -> Reading | Unreadable:
@@ -119,7 +149,7 @@ async def test_the_agent_follows_the_file(tmp_path: Path) -> None:
         bad = known(await following(readings))
         assert list(bad.faults) == ["Ascend910-2"], "the last good state counts"
         assert bad.warning is not None
-        assert "not YAML" in bad.warning.message
+        assert "not valid YAML" in bad.warning.message
         file.write_text(text(n={"model": "910A"}))
         mended = known(await following(readings))
         assert (mended.faults, mended.warning) == ({}, None)
