@@ -33,14 +33,18 @@ def load(text: str, loader: Any) -> Any:
             if not isinstance(event, (yaml.ScalarEvent, yaml.AliasEvent)):
                 stack.append(_Open(isinstance(event, yaml.MappingStartEvent)))
                 if len(stack) > _DEEPEST:
-                    raise ValueError(f"line {event.start_mark.line + 1}: nested deeper than {_DEEPEST} levels")
+                    raise ValueError(f"{_line(event)}: nested deeper than {_DEEPEST} levels")
     return yaml.load(text, loader)
 
 
 def _enter(inside: _Open, event: Any) -> None:
     if inside.mapping and inside.key_next and isinstance(event, yaml.ScalarEvent):
         if event.value in inside.keys:
-            raise ValueError(f"line {event.start_mark.line + 1}: {event.value[:80]!r} is there twice, and only one of "
+            raise ValueError(f"{_line(event)}: {event.value[:80]!r} is there twice, and only one of "
                              "the two would count")
         inside.keys.add(event.value)
     inside.key_next = not inside.key_next
+
+
+def _line(event: Any) -> str:
+    return f"line {event.start_mark.line + 1}"
