@@ -134,8 +134,9 @@ class Pod:
 class Model:
     """The API server, the network, the kubelets and the clock."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, spares: int = 0) -> None:
         self.size = size
+        self.spares = spares
         self.now = 0.0
         self.history: list[WorldSpec | None] = [None]
         self.version = 0
@@ -144,10 +145,10 @@ class Model:
         self.pods: list[Pod] = []  # all that ever were
         self.connections: dict[int, Connection] = {}
         self.members: dict[e.Run, set[Pod]] = {}  # who started it
-        self.joined: dict[e.Run, set[int]] = {}  # indices that have joined it
+        self.joined: dict[e.Run, set[int]] = {}  # places that have joined it
         self.newest: e.Run = (0, 0)  # that was ever complete
         self.succeeded: set[e.Run] = set()  # trained to the end: its ranks exit 0
-        self.ended: dict[e.Run, dict[int, int]] = {}  # exit code by index
+        self.ended: dict[e.Run, dict[int, int]] = {}  # exit code by place
         self.api_up = True
         self._number = 0
 
@@ -280,24 +281,35 @@ class Model:
 
     # What must hold ---------------------------------------------------------------------------------------------------
 
+    def size_of(self, run: e.Run) -> int:
+        """Members of a run."""
+        return next(world.size for world in reversed(self.history) if world and world.generation == run[0])
+
+    def place(self, pod: Pod, run: e.Run) -> int:
+        """The place of a member in a run. A generation's places never change."""
+        worlds = [world for world in self.history if world is not None and world.generation == run[0]]
+        assert len({world.members for world in worlds}) == 1, f"generation {run[0]} has places {worlds}"
+        return worlds[0].members.index(pod.me.index)
+
     def said(self, pod: Pod, status: e.Status) -> None:
         """Who joins has stopped whatever it ran before."""
         if status.state == "joining":
             assert pod.training is None, f"{pod.name} joins {status.run} while {pod.training} runs"
-            self.joined.setdefault(status.run, set()).add(pod.me.index)
+            self.joined.setdefault(status.run, set()).add(self.place(pod, status.run))
 
     def started(self, pod: Pod, run: e.Run) -> None:
         """A start: nobody may start a run twice, and no two pods the same place of it."""
-        assert self.joined.get(run) == set(range(self.size)), f"{run} starts with {self.joined.get(run)}"
+        assert self.joined.get(run) == set(range(self.size_of(run))), f"{run} starts with {self.joined.get(run)}"
         members = self.members.setdefault(run, set())
         assert pod not in members, f"{pod.name} starts {run} a second time"
-        assert all(other.me.index != pod.me.index for other in members), f"{run} has two members {pod.me.index}"
+        places = [self.place(other, run) for other in members]
+        assert self.place(pod, run) not in places, f"{run} has two members {pod.me.index}"
         members.add(pod)
 
     def complete(self, run: e.Run) -> bool:
         """All its members train: only then can anything be committed."""
         members = self.members.get(run, set())
-        return len(members) == self.size and all(pod.training == run and not pod.dying for pod in members)
+        return bool(members) and len(members) == self.size_of(run) and all(pod.training == run and not pod.dying for pod in members)
 
     def check(self) -> None:
         """Two runs never train at once, nor an older one after a newer; a member of a run runs nothing older."""
@@ -315,14 +327,14 @@ class Model:
         run = (report.generation, report.attempt)
         if report.kind == "Finished":
             codes = self.ended.get(run, {})
-            assert codes == dict.fromkeys(range(self.size), 0), f"{pod.name}: {run} {codes}"
+            assert codes == dict.fromkeys(range(self.size_of(run)), 0), f"{pod.name}: {run} {codes}"
         if report.kind == "Drained":
             assert not any(other.training == run and not other.dying for other in self.members.get(run, set()))
 
     def rank_exits(self, pod: Pod, code: int, root: bool = True) -> None:
         run = pod.training
         if run is not None and not pod.dying:
-            self.ended.setdefault(run, {})[pod.me.index] = code
+            self.ended.setdefault(run, {})[self.place(pod, run)] = code
             pod.rank_exits(code, root)
 
 
@@ -380,7 +392,7 @@ class Leader:
     def _reports(self, world: WorldSpec) -> list[tuple[str, ReportSpec]]:
         """Those that count."""
         found = []
-        for index in range(world.size):
+        for index in world.members:
             name = f"j-{index}-{world.incarnation(index)}"
             report = self.view.reports.get(name)
             if report is not None and report.generation == world.generation:
@@ -394,7 +406,7 @@ class Leader:
         kinds = {report.kind for _, report in reports}
         if "Finished" in kinds:
             return world.model_copy(update={"phase": "Done"})
-        lost = [index for index in range(world.size) if self._lost(world, index)]
+        lost = [index for index in world.members if self._lost(world, index)]
         if lost:
             return self._next(world, lost, "PodLost")
         stopping = [report.index for _, report in reports if report.kind == "Stopping"]
@@ -408,7 +420,7 @@ class Leader:
             return world.model_copy(update={"phase": "Drain", "cause": cause})
         missing = [index for _, report in reports if report.kind == "Missing" for index in report.missing]
         missing = [index for index in missing if self._holder(world, index)]
-        return self._next(world, missing, "Missing") if missing else self._with_master(world)
+        return self._next(world, missing, "Missing") if missing else self._with_master(self._with_spares(world))
 
     def _lost(self, world: WorldSpec, index: int) -> bool:
         """Its pod was there and is over, or its name was used up by one that is gone."""
@@ -429,16 +441,32 @@ class Leader:
         for index in replace:
             used = [pod.me.incarnation for pod in self.model.pods if pod.me.index == index]
             incarnations[str(index)] = max([world.incarnation(index), *used]) + 1
+        spares = iter([index for index in self._spares(world)
+                       if (holder := self._holder(world, index)) and not holder[1][3]])
+        members = [next(spares, index) if index in replace else index for index in world.members]
+        places = {str(place): index for place, index in enumerate(members) if place != index}
         new = world.model_copy(update={"generation": world.generation + 1, "phase": "Run", "cause": Cause(kind=kind),
-                                       "incarnations": incarnations})
+                                       "incarnations": incarnations, "places": places})
         lives = any(self._holder(new, index) and self._holder(new, index)[1][2] == world.master.pod_uid  # type: ignore[index]
-                    for index in range(new.size))
+                    for index in new.members)
         return self._with_master(new if lives else new.model_copy(update={"master": Master()}))
+
+    def _spares(self, world: WorldSpec) -> list[int]:
+        """Indices of the pods beside the gang."""
+        return [index for index in range(world.size + self.model.spares) if index not in world.members]
+
+    def _with_spares(self, world: WorldSpec) -> WorldSpec:
+        """A spare that is over is fenced; the next one is made."""
+        incarnations = dict(world.incarnations)
+        for index in self._spares(world):
+            if self._lost(world, index):
+                incarnations[str(index)] = world.incarnation(index) + 1
+        return world.model_copy(update={"incarnations": incarnations})
 
     def _with_master(self, world: WorldSpec) -> WorldSpec:
         master = world.master
         if not master.pod_uid:
-            holders = [holder for index in range(world.size) if (holder := self._holder(world, index))]
+            holders = [holder for index in world.members if (holder := self._holder(world, index))]
             alive = [(name, pod) for name, pod in holders if not pod[3]]
             if alive:
                 master = Master(pod=alive[0][0], pod_uid=alive[0][1][2])
@@ -451,7 +479,7 @@ class Leader:
         model = self.model
         if world is None or not model.api_up or world.phase == "Done":
             return
-        for index in range(world.size):
+        for index in (*world.members, *self._spares(world)):
             model.create(index, world.incarnation(index))
         for pod in model.pods:
             if pod.me.incarnation < world.incarnation(pod.me.index) and not pod.deleted:

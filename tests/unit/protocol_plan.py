@@ -25,7 +25,7 @@ class PlanLeader:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.spec = TrainingJobSpec.model_validate({
-            "numNodes": model.size, "command": ["train"], "placement": "Scheduler",
+            "numNodes": model.size, "command": ["train"], "placement": "Scheduler", "spareNodes": model.spares,
             "failurePolicy": {"maxRestarts": 1000, "hangSeconds": 86400}, "cleanPodPolicy": "None",
         })
         self.received: dict[tuple[str, int], datetime] = {}

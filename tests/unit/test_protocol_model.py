@@ -21,9 +21,9 @@ class Protocol(RuleBasedStateMachine):
 
     leader: type[Any] = Leader
 
-    @initialize(size=st.sampled_from([2, 3, 1]), far=st.sampled_from([True, True, False]))
-    def begin(self, size: int, far: bool) -> None:
-        self.model = Model(size)
+    @initialize(size=st.sampled_from([2, 3, 1]), far=st.sampled_from([True, True, False]), spares=st.integers(0, 2))
+    def begin(self, size: int, far: bool, spares: int = 0) -> None:
+        self.model = Model(size, spares)
         self.leaders = [self.leader(self.model), self.leader(self.model)]
         if far:  # begin where most of what can go wrong is: in the middle of training
             self._until(lambda: any(self.model.complete(run) for run in self.model.members), 200)
@@ -295,6 +295,26 @@ def test_what_hurts_most(machine: type[Protocol], how: str, api: bool) -> None:
         assert newest > (1, 0)
     else:  # without the API only the same members can go on
         assert newest == ((1, 1) if how in ("root", "consequence") else (1, 0))
+    protocol.teardown()
+
+
+@pytest.mark.parametrize("machine", [Protocol, ProtocolOfTheOperator])
+@pytest.mark.parametrize("pick", [0, 1])
+def test_a_spare_trains_in_the_place_of_a_dead_pod(machine: type[Protocol], pick: int) -> None:
+    """The next run has the spare in it, and a lost pod that comes back stays out."""
+    protocol = machine()
+    protocol.begin(size=2, far=True, spares=1)
+    protocol.all_goes_well_for_a_while(8)  # a spare is there
+    lost = protocol.model.pods[pick]
+    protocol.node_is_lost(pick)
+    assert lost.deleted and lost.training is not None
+    protocol.all_goes_well_for_a_while(8)
+    run = max(protocol.model.members)
+    assert {pod.me.index for pod in protocol.model.members[run]} == {1 - pick, 2}
+    lost.cut = False
+    protocol.all_goes_well_for_a_while(3)
+    assert lost.exit_code == 143
+    assert max(protocol.model.members) == run
     protocol.teardown()
 
 

@@ -67,11 +67,13 @@ class Core(Master):
         self._pending = None
         self._do(e.DropReport())
         self._report.begin(run)
-        self._port = self._free_port() if self.me.index == 0 else 0
-        member = self.me.index < self.world.size
-        if not member:
-            self._log(f"a gang of {self.world.size} has no index {self.me.index}: waiting")
-        self.state = "join" if member else "wait"
+        self.place = self.world.place(self.me.index)
+        self._port = self._free_port() if self.place == 0 else 0
+        if self.place is None:
+            self._log(f"this pod is a spare of a gang of {self.world.size}: waiting")
+        elif self.place != self.me.index:
+            self._log(f"this pod holds place {self.place} of a gang of {self.world.size}")
+        self.state = "wait" if self.place is None else "join"
         if self.alive:
             self._kill_ranks()
         self._send_status()
@@ -136,7 +138,7 @@ class Core(Master):
             self._log("another pod is the master now")
             self._store, self.gang, self._report.address = "", None, ""
             self._do(e.CloseStore())
-        self._connect(world.address if world.master_uid else "")
+        self._connect(world.address if world.master_uid and self.place is not None else "")
 
     def _announce(self) -> None:
         assert self.world is not None
@@ -229,7 +231,8 @@ class Core(Master):
         assert self.world is not None
         self.state, self.alive = "run", True
         table = self._basket.table if start.table else ()
-        self._do(e.StartRanks(self.run, start, self.world.size, self.world.restarts + self.run[1], table))
+        assert self.place is not None
+        self._do(e.StartRanks(self.run, start, self.world.size, self.world.restarts + self.run[1], table, self.place))
         self._send_status()
         if self.terminating:
             self._check_drained()
@@ -245,7 +248,7 @@ class Core(Master):
         counts = exit_.code not in (0, 75) and not self._forced
         if counts and (self._failure is None or (exit_.root and not self._failure.root)):
             self._failure = exit_
-        if len(self._exits) == self.me.processes:
+        if len(self._exits) == self.me.processes(self.place):
             self._all_exited()
         elif self._failure is not None:
             if self._failure.root:
@@ -257,13 +260,13 @@ class Core(Master):
 
     def _only_scheduler(self) -> bool:
         """The ranks have ended well, MindSpore's scheduler has not."""
-        return (self.me.processes > self.me.ranks == len(self._exits) and self.me.ranks not in self._exits
+        return (self.me.processes(self.place) > self.me.ranks == len(self._exits) and self.me.ranks not in self._exits
                 and self._failure is None)
 
     def _scheduler_over(self) -> None:
         if self.state == "run" and self._only_scheduler():
             self._log("MindSpore's scheduler has not ended by itself: it is stopped")
-            self._exits[self.me.ranks] = e.Exit(self.me.index * self.me.ranks, 0)
+            self._exits[self.me.ranks] = e.Exit(0, 0)
             self._all_exited()
 
     def _all_exited(self) -> None:
@@ -399,7 +402,7 @@ class Core(Master):
             if self._timers.pop("hold", None) is not None:
                 self._write("RankFailed")
             return self._leave(143)
-        if self._report.kind not in ("Finished", "Drained"):
+        if self._report.kind not in ("Finished", "Drained") and self.place is not None:
             self._write("Stopping")
         return self._check_drained()
 
@@ -429,7 +432,7 @@ class Core(Master):
             self._write("RankFailed")
 
     def _progress(self, event: e.ProgressSeen) -> None:
-        if event.run != self.run or self.me.index != 0:
+        if event.run != self.run or self.place != 0:
             return
         wall = self._wall if event.at is None else event.at
         urgent = self._report.take_progress(event.progress, event.warnings, wall)

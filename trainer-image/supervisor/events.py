@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from supervisor.ranktable import Part, Table
 
@@ -29,6 +29,7 @@ class World:
     token: str
     protocol: int = PROTOCOL
     incarnations: Mapping[int, int] = field(default_factory=dict)
+    places: Mapping[int, int] = field(default_factory=dict)  # index of the pod that holds a place, where they differ
     master_uid: str = ""
     master_index: int = -1
     address: str = ""
@@ -47,6 +48,21 @@ class World:
         """The incarnation that holds this index now."""
         return self.incarnations.get(index, 1)
 
+    def holder(self, place: int) -> int:
+        """Index of the pod that holds this place of the gang."""
+        return self.places.get(place, place)
+
+    def place(self, index: int) -> Optional[int]:
+        """The place of the gang that the pod of this index holds; None: it is a spare."""
+        for place, holder in self.places.items():
+            if holder == index:
+                return place
+        return index if 0 <= index < self.size and index not in self.places else None
+
+    def members(self) -> List[int]:
+        """Indices of the pods that hold the places, in the order of the places."""
+        return [self.holder(place) for place in range(self.size)]
+
     @classmethod
     def parse(cls, manifest: Mapping[str, Any]) -> World:
         """A World from its manifest. Unknown fields are ignored; ValueError names what is missing or wrong."""
@@ -64,6 +80,7 @@ class World:
                 token=str(spec["token"]),
                 protocol=int(spec.get("protocol", PROTOCOL)),
                 incarnations={int(key): int(value) for key, value in (spec.get("incarnations") or {}).items()},
+                places={int(key): int(value) for key, value in (spec.get("places") or {}).items()},
                 master_uid=str(master.get("podUid") or ""),
                 master_index=index_of(str(master.get("pod") or "")),
                 address=str(master.get("address") or ""),
@@ -87,7 +104,7 @@ def index_of(pod: str) -> int:
 
 @dataclass(frozen=True)
 class Member:
-    """This pod's place in the gang."""
+    """This pod. Which place of the gang it holds, if any, is in the World."""
 
     job: str  # UID of the TrainingJob
     pod: str
@@ -100,10 +117,9 @@ class Member:
     runtime: str = "torch"  # torch | mindspore
     rank_table: bool = False  # the ranks want HCCL's
 
-    @property
-    def processes(self) -> int:
+    def processes(self, place: Optional[int]) -> int:
         """Ranks, and MindSpore's scheduler beside rank 0; its local rank is the one after the last."""
-        return self.ranks + int(self.runtime == "mindspore" and self.index == 0)
+        return self.ranks + int(self.runtime == "mindspore" and place == 0)
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,7 @@ class Status:
     step: Optional[int] = None  # drained: the step that was saved, if this pod has rank 0
     saved: bool = False  # drained: all ranks saved
     host: str = ""
-    port: int = 0  # index 0 only: a free port, for programs without torch's store
+    port: int = 0  # place 0 only: a free port, for programs without torch's store
 
     @property
     def run(self) -> Run:
@@ -317,6 +333,7 @@ class StartRanks:
     size: int  # members
     restarts: int
     table: Table = ()
+    place: int = 0  # of this pod
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ FINAL = ("finished", "drained")  # stay true when the member is gone
 
 @dataclass
 class Place:
-    """One index of the gang."""
+    """The pod of one index."""
 
     hello: Hello
     connection: Optional[int]
@@ -47,7 +47,7 @@ class Gang:
         newer = world.generation > self.world.generation
         self.world = world
         for index, place in list(self._places.items()):
-            if index >= world.size or place.hello.incarnation != world.incarnation(index):
+            if world.place(index) is None or place.hello.incarnation != world.incarnation(index):
                 self._forget(place)
                 del self._places[index]
                 self._silent.discard(index)
@@ -67,8 +67,8 @@ class Gang:
 
     def hello(self, connection: int, hello: Hello) -> str:
         """Admit a member; the answer says why it is refused, or is empty."""
-        if not 0 <= hello.index < self.world.size:
-            return f"index {hello.index} is not in a gang of {self.world.size}"
+        if self.world.place(hello.index) is None:
+            return f"index {hello.index} holds no place in a gang of {self.world.size}"
         current = self.world.incarnation(hello.index)
         if hello.incarnation != current:
             return f"index {hello.index} is held by incarnation {current}, not {hello.incarnation}"
@@ -137,7 +137,7 @@ class Gang:
             return False
         if self._counts[(self.run, "joining")] < self.world.size or self.rejoined():
             return False
-        first = self._places[0].status
+        first = self._places[self.world.holder(0)].status
         assert first is not None
         table = self._table()
         if self.ready.agent_store:
@@ -151,7 +151,7 @@ class Gang:
         self.no_table = ""
         if self.tables is None:
             return ""
-        places = [self._places[index].hello.place for index in range(self.world.size)]
+        places = [self._places[index].hello.place for index in self.world.members()]
         try:
             return self.tables.put(ranktable.check(places, self._ranks))
         except ranktable.Unknown as why:
@@ -172,7 +172,7 @@ class Gang:
             index for index, place in self._places.items()
             if place.status is not None and place.status.run == self.run and place.status.state == "joining"
         }
-        return sorted(set(range(self.world.size)) - joined)
+        return sorted(set(self.world.members()) - joined)
 
     def rejoined(self) -> List[int]:
         """Members whose supervisor started anew in the middle of this run: their ranks are lost."""
@@ -196,7 +196,8 @@ class Gang:
         statuses = [place.status for place in self._places.values() if place.status is not None]
         if any(status.state == "drained" and not status.saved for status in statuses):
             return None
-        return self._places[0].status.step if 0 in self._places and self._places[0].status else None
+        first = self._places.get(self.world.holder(0))
+        return first.status.step if first is not None and first.status else None
 
     def can_attempt(self) -> bool:
         """A member failed, and all are connected and in this very run."""

@@ -139,6 +139,8 @@ class Loop:
             self._handle(e.Timer())
 
     def _handle(self, event: e.Event) -> None:
+        if isinstance(event, e.WorldSeen) and event.world.job == self._me.job:
+            self._copier.open(event.world.token)  # a spare's, too: it may be needed at once
         for action in self._core.handle(event, time.monotonic(), time.time()):
             ACTIONS[type(action)](self, action)
 
@@ -214,7 +216,6 @@ class Loop:
 
     def _connect(self, action: e.Link) -> None:
         self._unlink(e.Unlink())
-        self._copier.open(action.token)
         self._link = StoreLink(self._selector, action, self._me, self._place, self.post, self._logs.say)
         if self._status is not None:
             self._link.send(self._status)

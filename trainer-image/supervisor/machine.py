@@ -24,6 +24,7 @@ class Machine:
                  free_port: Callable[[], int] = lambda: 0) -> None:
         self.me = me
         self.state = "wait"
+        self.place: Optional[int] = None  # in the gang of this run; None: a spare
         self.world: Optional[e.World] = None
         self.world_gone = False  # it was deleted, and with it perhaps the job
         self.run: e.Run = (0, 0)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from typing import List
+=======
+from typing import Optional
+>>>>>>> 6a27f20 (Spares: warm pods that take a lost pod's place by one write of the World)
 
 from supervisor import events as e
 from supervisor import ranktable
@@ -63,7 +67,7 @@ class Master(Machine):
             return
         self.gang.ready = event
         if self.gang.start is not None:
-            self._break("torch's store ended unexpectedly", self.me.index)
+            self._break("torch's store ended unexpectedly", self.place)
         else:
             self._gang_changed()
 
@@ -118,7 +122,7 @@ class Master(Machine):
             self._timers.pop("missing", None)
         again = gang.rejoined() if gang.start is not None else []
         if again:
-            self._break(f"the supervisor of index {again[0]} has started anew", again[0])
+            self._break(f"the supervisor of index {again[0]} has started anew", world.place(again[0]))
         if gang.ended and self._report.kind != gang.ended.capitalize() and gang.run == self.run:
             self._report.drained_step = gang.drained_step() if gang.ended == "drained" else None
             if gang.ended == "finished" or world.phase == "Drain":
@@ -139,11 +143,11 @@ class Master(Machine):
             self._report.form(self._wall)
             self._write("Formed")
 
-    def _break(self, why: str, index: int, code: int = 1) -> None:
+    def _break(self, why: str, place: Optional[int], code: int = 1) -> None:
         """This run cannot go on: fail this pod's ranks, so that the operator begins another, or ends the job if the
         code says that none can do better."""
         if self.state in ("join", "run") and self.gang is not None and self.gang.run == self.run:
-            self._failure = e.Exit(index * self.me.ranks, code, True, why)
+            self._failure = e.Exit((place or 0) * self.me.ranks, code, True, why)
             self._failed()
 
     def _failed(self) -> None:

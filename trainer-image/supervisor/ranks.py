@@ -79,9 +79,9 @@ class Ranks:
         self._folder = os.path.join(self._scratch, named(order.run))
         self._oom_kills = oom_kills()
         self._progress_seen = (0, 0, 0)
-        self._poll_at = time.monotonic() + PROGRESS_POLL if self._me.index == 0 else None
+        self._poll_at = time.monotonic() + PROGRESS_POLL if order.place == 0 else None
         self._table_file = ""
-        self._new = [self._rank(local, order) for local in reversed(range(self._me.processes))]  # the scheduler first
+        self._new = [self._rank(local, order) for local in reversed(range(self._me.processes(order.place)))]  # the scheduler first
         if self._server is not None and all(rank.code is None for rank in self._new):
             self._order = order
             if self._server.fork([Fork(rank.local, rank.name, self._additions(rank, order),
@@ -100,7 +100,7 @@ class Ranks:
     def _rank(self, local: int, order: StartRanks) -> Rank:
         """A rank that does not run yet, with its folder and the pipes of its output."""
         scheduler = local == self._me.ranks
-        number = self._me.index * self._me.ranks + (0 if scheduler else local)
+        number = order.place * self._me.ranks + (0 if scheduler else local)
         rank = Rank(local, number, os.path.join(self._folder, str(local)), scheduler)
         try:
             os.makedirs(os.path.dirname(rank.error_file), exist_ok=True)
@@ -343,7 +343,7 @@ def rank_environment(base: Mapping[str, str], me: Member, order: StartRanks, ran
         "LOCAL_RANK": str(rank.local),
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(me.ranks),
-        "GROUP_RANK": str(me.index),
+        "GROUP_RANK": str(order.place),
         "GROUP_WORLD_SIZE": str(order.size),
         "ROLE_RANK": str(rank.rank),
         "ROLE_WORLD_SIZE": str(world),
@@ -353,6 +353,8 @@ def rank_environment(base: Mapping[str, str], me: Member, order: StartRanks, ran
         "TORCHELASTIC_MAX_RESTARTS": base.get("TRAINYARD_MAX_RESTARTS", str(max(10, order.restarts))),
         "TORCHELASTIC_ERROR_FILE": rank.error_file,
         "TORCHELASTIC_USE_AGENT_STORE": str(order.start.agent_store),
+        "TRAINYARD_INDEX": str(order.place),
+        "TRAINYARD_NUM_NODES": str(order.size),
         "TRAINYARD_GENERATION": named(order.run),
         "TRAINYARD_PROGRESS": rank.progress_file,
         "TRAINYARD_DRAIN": drain,

@@ -22,7 +22,7 @@ ANNOTATION_FILE = "/etc/trainyard-podinfo/ascend-910-configuration"  # MindClust
 
 
 class Unusable(ValueError):
-    """A rank table that HCCL would choke on; `index` is the member at fault."""
+    """A rank table that HCCL would choke on; `index` is the place of the member at fault."""
 
     def __init__(self, index: int, why: str) -> None:
         super().__init__(why)

@@ -25,8 +25,11 @@ from trainyard.api.base import (
 from trainyard.api.train import TrainConfig
 
 Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspending", "Suspended", "Succeeded", "Failed"]
-ConditionType = Literal["Accepted", "Scheduled", "Running", "Recovering", "Suspended", "Succeeded", "Failed"]
+ConditionType = Literal[
+    "Accepted", "Scheduled", "Running", "Recovering", "SparesReady", "Suspended", "Succeeded", "Failed"
+]
 Action = Literal["Fail", "Restart", "RestartNode", "Ignore"]
+MOST_NODES = 16384  # pods of one job
 
 
 class Devices(Model):
@@ -135,6 +138,8 @@ class TrainingJobSpec(Model):
     model_config = ConfigDict(json_schema_extra=rules(
         ("has(self.train) != has(self.command)", "exactly one of train and command must be set"),
         ("!has(self.minNodes) || self.minNodes <= self.numNodes", "minNodes must not be above numNodes"),
+        (f"self.numNodes + (has(self.spareNodes) ? self.spareNodes : 0) <= {MOST_NODES}",
+         f"numNodes and spareNodes must not be above {MOST_NODES} together"),
         ("!has(self.train) || !has(self.runtime) || self.runtime == 'torch'",
          "runtime mindspore needs command: the shipped trainer is torch's"),
         ("!has(self.preload) || has(self.command)",
@@ -143,12 +148,15 @@ class TrainingJobSpec(Model):
          "(!has(self.managedBy) || self.managedBy == oldSelf.managedBy)", "managedBy cannot be changed"),
     ))
 
-    num_nodes: Annotated[int, Field(ge=1, le=16384)]
-    """Pods in the gang, one a node; a pod's rank is its index."""
+    num_nodes: Annotated[int, Field(ge=1, le=MOST_NODES)]
+    """Pods in the gang, one a node."""
     num_proc_per_node: NumProc = "auto"
     """Processes (ranks) a pod; auto: devices.perNode, or 1 without devices."""
-    min_nodes: Annotated[int, Field(ge=1, le=16384)] | None = None
+    min_nodes: Annotated[int, Field(ge=1, le=MOST_NODES)] | None = None
     """Smallest gang that training may go on with when no replacement can be had; default: numNodes."""
+    spare_nodes: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Warm pods beside the gang, with image, imports and devices of their own: one takes a lost pod's place at once.
+    They are placed after the gang, and the job runs without them where there is no room."""
     devices: Devices | None = None
     """Accelerators; absent means CPU."""
     topology: Topology | None = None
@@ -197,6 +205,8 @@ class TrainingJobSpec(Model):
             raise ValueError("exactly one of train and command must be set")
         if self.min_nodes is not None and self.min_nodes > self.num_nodes:
             raise ValueError("minNodes must not be above numNodes")
+        if self.num_nodes + self.spare_nodes > MOST_NODES:
+            raise ValueError(f"numNodes and spareNodes must not be above {MOST_NODES} together")
         if self.train is not None and self.runtime != "torch":
             raise ValueError("runtime mindspore needs command: the shipped trainer is torch's")
         if self.train is not None and self.preload is not None:
@@ -235,13 +245,17 @@ class WorldStatus(Lenient):
     """Counts every new start of the ranks; only grows."""
     phase: Literal["Run", "Drain", "Done"] | None = None
     """What the ranks are asked to do."""
+    size: Count = 0
+    """Members of the gang."""
 
 
 class NodesStatus(Lenient):
     """Pods of the gang."""
 
     ready: Count = 0
-    """Pods whose supervisor runs."""
+    """Members of the gang whose supervisor runs."""
+    spare: Count = 0
+    """Spares whose supervisor runs."""
     desired: Count = 0
     """numNodes."""
 
@@ -379,7 +393,8 @@ class TrainingJobStatus(Lenient):
     """One word for the whole, derived from the conditions."""
     conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra={
         "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})] = Field(default_factory=list)
-    """metav1 conditions: Accepted, Scheduled, Running, Recovering, Suspended, Succeeded, Failed."""
+    """metav1 conditions: Accepted, Scheduled, Running, Recovering, SparesReady (of a job that wants spares), Suspended,
+    Succeeded, Failed."""
     start_time: Time | None = None
     """When the job was last admitted or resumed; activeDeadlineSeconds counts from here."""
     completion_time: Time | None = None

@@ -62,7 +62,10 @@ class WorldSpec(Lenient):
     size: Annotated[int, Field(ge=1, le=16384)]
     """Members of the gang."""
     incarnations: Annotated[dict[str, int], Field(max_length=16384)] = Field(default_factory=dict)
-    """Incarnation by index, for indices that were ever replaced; all others have 1."""
+    """Incarnation by index, for indices that were ever replaced and those of spares; all others have 1."""
+    places: Annotated[dict[str, Index], Field(max_length=16384)] = Field(default_factory=dict)
+    """Index of the pod that holds a place, by place, where that is not the pod of the same index: a spare was promoted,
+    or the gang is smaller than it was. Ranks follow from places."""
     master: Master = Field(default_factory=Master)
     """Where members meet."""
     token: Annotated[str, Field(min_length=16, max_length=128, repr=False)]
@@ -79,6 +82,11 @@ class WorldSpec(Lenient):
     def incarnation(self, index: int) -> int:
         """The incarnation that holds this index now."""
         return self.incarnations.get(str(index), 1)
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Indices of the pods that hold the places, in the order of the places."""
+        return tuple(self.places.get(str(place), place) for place in range(self.size))
 
 
 class Failure(Lenient):
@@ -165,7 +173,7 @@ class ReportSpec(Lenient):
     pod_uid: Name
     """UID of the pod."""
     index: Index
-    """Gang index."""
+    """Index of the pod; its place in the gang is the World's to say."""
     incarnation: Annotated[int, Field(ge=1)]
     """Incarnation."""
     generation: Count

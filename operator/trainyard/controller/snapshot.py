@@ -94,7 +94,7 @@ def take(cluster: Cluster, job: JobView, memory: Memory, *, rendered: RenderedJo
 def _incomplete(spec: TrainingJobSpec | None, pods: list[OwnPod]) -> bool:
     """Whether pods of the job may have to be placed."""
     alive = {pod.view.index for pod in pods if not pod.view.ended}
-    return spec is not None and spec.placement == "Planner" and len(alive) < spec.num_nodes
+    return spec is not None and spec.placement == "Planner" and len(alive) < spec.num_nodes + spec.spare_nodes
 
 
 def _taken(memory: Memory) -> set[str]:

@@ -32,6 +32,7 @@ from trainyard.plan.recover import recover
 from trainyard.plan.recoveries import recoveries
 from trainyard.plan.resume import resume
 from trainyard.plan.running import running
+from trainyard.plan.spares import promotion, spares, without_condition
 from trainyard.plan.success import success
 from trainyard.plan.suspend import suspend
 from trainyard.plan.sweep import sweep
@@ -49,10 +50,12 @@ CHAIN: tuple[Policy, ...] = (
     invalid, changed, suspend, resume, preempted, admission,
     # what went wrong? (faults are only collected)
     lost_world, devices, losses, peers, failure, missing, moves, hang,
+    # a spare in the place of a pod that is waited for
+    promotion,
     # one write answers all of it
     recover,
     # get every place filled
-    bringup, withdrawal, placement, sweep, master,
+    bringup, withdrawal, placement, spares, sweep, master,
     # what is to be said about it
     running, recoveries, progress,
 )  # fmt: skip
@@ -80,7 +83,7 @@ def _foreign(snap: Snapshot) -> bool:
 
 def _begin(snap: Snapshot) -> Turn:
     world = snap.world.spec if snap.world and not snap.world.edited else None
-    known = snap.status.nodes.desired
+    known = snap.status.world.size
     # A spec that no longer validates may have a gang that runs: size from the World, policies at their defaults, but no
     # job ends at a limit that it did not set.
     fallback: dict[str, object] = {
@@ -99,17 +102,20 @@ def _close(turn: Turn) -> Turn:
     """The parts of the status that follow from everything else."""
     alive = sum(not pod.finished for pod in turn.snap.pods)
     ready = sum(pod.started for pod in turn.gang.alive.values())
+    spare = sum(pod.started and not pod.ended and pod.deleting is None for pod in turn.gang.spares.values())
     world = turn.world
     changes: dict[str, object] = {
         "observed_generation": turn.snap.generation,
         "pods": alive + len(turn.creates),
-        "nodes": NodesStatus(ready=ready, desired=world.size if world else turn.spec.num_nodes),
+        "nodes": NodesStatus(ready=ready, spare=spare, desired=turn.spec.num_nodes),
         "state": conditions.state(turn.status),
     }
     if changes["state"] in _STILL and turn.status.progress is not None:
         changes["progress"] = turn.status.progress.model_copy(update={"eta": None})
+    if changes["state"] in _STILL:
+        turn = without_condition(turn, "SparesReady")
     if world is not None:
-        changes["world"] = WorldStatus(generation=world.generation, phase=world.phase)
+        changes["world"] = WorldStatus(generation=world.generation, phase=world.phase, size=world.size)
         changes["restarts"] = Restarts(total=world.cause.total, counted=world.cause.counted)
     return turn.note(**changes)
 

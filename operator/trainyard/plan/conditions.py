@@ -11,7 +11,7 @@ from trainyard.plan.times import stamp
 
 Verdict = Literal["True", "False", "Unknown"]
 ORDER: tuple[ConditionType, ...] = (
-    "Accepted", "Scheduled", "Running", "Recovering", "Suspended", "Succeeded", "Failed",
+    "Accepted", "Scheduled", "Running", "Recovering", "SparesReady", "Suspended", "Succeeded", "Failed",
 )  # fmt: skip
 LIMIT = 4000  # characters of a message; a status object should stay readable
 

@@ -60,6 +60,11 @@ def devices(turn: Turn) -> Turn:
     return turn
 
 
+def uses_broken(turn: Turn, pod: PodView) -> bool:
+    """Whether a pod, a spare for instance, has a device that stops work."""
+    return bool(pod.node) and bool(_broken(turn, pod.index, pod)[0])
+
+
 def blamed_codes(turn: Turn) -> frozenset[str]:
     """Codes that this job has raised on so many devices that they count against it."""
     return codes_to_blame(turn.status.device_faults)

@@ -12,6 +12,7 @@ ANNOUNCED: tuple[tuple[ConditionType, str, bool], ...] = (
     ("Accepted", "Admitted", False), ("Scheduled", "Scheduled", False), ("Suspended", "Suspended", False),
     ("Succeeded", "Succeeded", False), ("Failed", "Failed", True),
 )  # fmt: skip
+SILENT = ("Suspended", "Resumed", "NotAccepted", "Withdrawn", "SparesStarting")  # reasons that something else tells
 
 
 def events(turn: Turn) -> Turn:
@@ -33,15 +34,17 @@ def _starts(turn: Turn) -> Turn:
 
 
 def _waits(turn: Turn) -> Turn:
-    waits: tuple[tuple[ConditionType, str], ...] = (("Accepted", "Refused"), ("Scheduled", "Waiting"))
+    waits: tuple[tuple[ConditionType, str], ...] = (
+        ("Accepted", "Refused"), ("Scheduled", "Waiting"), ("SparesReady", "SparesMissing"),
+    )  # fmt: skip
     for kind, why in waits:
         now, before = find(turn.status, kind), find(turn.snap.status, kind)
         news = now is not None and now.status == "False" and (before is None or before.reason != now.reason)
-        if now is not None and news and now.reason not in ("Suspended", "Resumed", "NotAccepted", "Withdrawn"):
+        if now is not None and news and now.reason not in SILENT:
             if now.reason in ("Preempted", "Preempting"):
                 turn = _say(turn, now.reason, now.message, now.reason == "Preempted")
             else:
-                turn = _say(turn, why, f"{now.reason}: {now.message}", kind == "Accepted")
+                turn = _say(turn, why, f"{now.reason}: {now.message}", kind != "Scheduled")
     if turn.status.withdrawals > turn.snap.status.withdrawals:
         turn = _say(turn, "Withdrawn", _message(turn, "Scheduled"), True)
     return turn

@@ -18,11 +18,17 @@ PLANNED = frozenset({"Start", "Resume"})  # causes of a generation that no loss 
 class Gang:
     """The pods and reports of one job, judged by its World."""
 
-    size: int
-    holders: Mapping[int, PodView]  # by index: the pod of the incarnation that holds it, dead or alive
-    stale: tuple[PodView, ...]  # pods that hold no place any more
+    members: tuple[int, ...]  # indices of the pods that hold the places, in the order of the places
+    holders: Mapping[int, PodView]  # by index, of members: the pod of the incarnation that counts, dead or alive
+    spares: Mapping[int, PodView]  # by index: the pods that hold no place and wait for one, dead or alive
+    stale: tuple[PodView, ...]  # pods that hold no place any more, and never will again
     reports: tuple[Report, ...]  # those of this generation by the pods that hold the places, oldest first
     formed_at: datetime | None  # when all members had joined; None: not yet
+
+    @property
+    def size(self) -> int:
+        """Places of the gang."""
+        return len(self.members)
 
     @property
     def formed(self) -> bool:
@@ -31,8 +37,8 @@ class Gang:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """Indices without a pod."""
-        return tuple(index for index in range(self.size) if index not in self.holders)
+        """Indices of members without a pod."""
+        return tuple(index for index in self.members if index not in self.holders)
 
     @property
     def alive(self) -> dict[int, PodView]:
@@ -51,12 +57,14 @@ class Gang:
 
 def assess(snap: Snapshot, world: WorldSpec | None, size: int) -> Gang:
     """The gang as the World sees it; without a World every pod counts with its own incarnation."""
+    members = world.members if world else tuple(range(size))
+    places = frozenset(members)
     newest: dict[int, PodView] = {}
+    spares: dict[int, PodView] = {}
     for pod in sorted(snap.pods, key=lambda pod: (pod.incarnation, pod.created, pod.uid)):
-        holds_place = world is None or pod.incarnation == world.incarnation(pod.index)
-        if pod.index < size and holds_place:
-            newest[pod.index] = pod
-    uids = {pod.uid for pod in newest.values()}
+        if world is None or pod.incarnation == world.incarnation(pod.index):
+            (newest if pod.index in places else spares)[pod.index] = pod
+    uids = {pod.uid for pod in (*newest.values(), *spares.values())}
     stale = tuple(pod for pod in snap.pods if pod.uid not in uids)
     reports = tuple(
         sorted(
@@ -64,7 +72,7 @@ def assess(snap: Snapshot, world: WorldSpec | None, size: int) -> Gang:
             key=lambda report: (report.received, report.spec.index),
         )
     )
-    return Gang(size, newest, stale, reports, _formed_at(snap, world, reports))
+    return Gang(members, newest, spares, stale, reports, _formed_at(snap, world, reports))
 
 
 def _counts(report: Report, snap: Snapshot, world: WorldSpec, holders: Mapping[int, PodView]) -> bool:

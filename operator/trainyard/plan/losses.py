@@ -25,7 +25,7 @@ def losses(turn: Turn) -> Turn:
     """A fault for every place whose pod cannot come back."""
     if not active(turn):
         return turn
-    for index in range(turn.gang.size):
+    for index in turn.gang.members:
         kind, culprit = _loss(turn, index)
         if not kind or any(index in fault.replace for fault in turn.faults):
             continue

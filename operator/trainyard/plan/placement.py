@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -14,7 +14,7 @@ from trainyard.plan.conditions import find
 from trainyard.plan.gang import trained
 from trainyard.plan.naming import pod_name
 from trainyard.plan.preemption import PREEMPTED, Room, make_room, preempting, still_preempted
-from trainyard.plan.recover import drain_seconds, raised
+from trainyard.plan.recover import drain_seconds, ever, raised
 from trainyard.plan.suspend import is_draining
 from trainyard.plan.times import fine_stamp, moment, seconds_between
 from trainyard.plan.turn import Turn
@@ -76,10 +76,9 @@ def _started_world(turn: Turn) -> Turn:
         )  # fmt: skip
         return turn.with_world(made)
     cause = world.cause.model_copy(update={"kind": "Resume", "culprit": "", "at": fine_stamp(snap.now)})
-    places = frozenset(range(world.size))  # what lies beyond never had a pod, or was raised when the gang shrank
     update = {
         "generation": world.generation + 1, "phase": "Run", "size": size, "cause": cause,
-        "incarnations": raised(turn, places),
+        "incarnations": raised(turn, ever(world)), "places": {},
         "master": type(world.master)(), "drain_seconds": drain_seconds(turn),
     }  # fmt: skip
     return turn.with_world(world.model_copy(update=update))
@@ -111,11 +110,15 @@ def _nodes(turn: Turn, rendering: Rendering) -> dict[int, str] | dict[int, None]
     return find_places(turn, rendering, turn.snap.books)
 
 
-def find_places(turn: Turn, rendering: Rendering, books: Books) -> dict[int, str] | Obstacle:
-    """A node for every index without a pod, were these the books; or why there is none."""
+def find_places(
+    turn: Turn, rendering: Rendering, books: Books, indices: Sequence[int] | None = None,
+    spares: Mapping[int, str] | None = None,
+) -> dict[int, str] | Obstacle:  # fmt: skip
+    """A node for every one of the indices (default: members without a pod), were these the books and these the nodes of
+    spares; or why there is none."""
     snap, gang = turn.snap, turn.gang
-    taken = {i: node for i, pod in gang.holders.items() if (node := pod.node or pod.pinned)}
-    mates = frozenset(f"{snap.namespace}/{pod.name}" for pod in gang.holders.values())
+    taken = {i: node for i, pod in gang.holders.items() if (node := pod.node or pod.pinned)} | dict(spares or {})
+    mates = frozenset(f"{snap.namespace}/{pod.name}" for pod in (*gang.holders.values(), *gang.spares.values()))
     soft = {entry.node: entry.reason for entry in turn.status.avoid if _is_soft(entry)}
     hard = {entry.node: entry for entry in turn.status.avoid if not _is_soft(entry)}
     spoiled: dict[str, set[str]] = {}
@@ -124,7 +127,8 @@ def find_places(turn: Turn, rendering: Rendering, books: Books) -> dict[int, str
             spoiled.setdefault(entry.node, set()).add(entry.device)
     starts = not gang.holders and not trained(gang, turn.world)
     answer = place(
-        books, rendering.demand, gang.missing, taken, soft, _claims(turn) if starts else (),
+        books, rendering.demand, gang.missing if indices is None else indices, taken, soft,
+        _claims(turn) if starts or indices is not None else (),
         nearness=nearness(turn), without=hard.keys(), spoiled=spoiled, mates=mates,
     )  # fmt: skip
     if isinstance(answer, Obstacle) and hard:

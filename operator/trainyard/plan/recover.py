@@ -6,6 +6,7 @@ from trainyard.api.protocol import Cause, Master, WorldSpec
 from trainyard.plan.conditions import shorten
 from trainyard.plan.gang import highest_incarnation
 from trainyard.plan.restarts import known_step
+from trainyard.plan.seats import places_of, seated
 from trainyard.plan.times import fine_stamp
 from trainyard.plan.turn import Fault, Turn
 
@@ -14,22 +15,30 @@ WEIGHTS = {"counted": 0, "free": 1, "planned": 2}
 
 def recover(turn: Turn) -> Turn:
     """The next generation, if there was a fault. The fence comes with it: replaced places get their new incarnation
-    before any of their pods is touched. Survivors keep their pods, and the master its place if it is one of them."""
+    before any of their pods is touched, or a spare. Survivors keep their pods, and the master its place if it is one of
+    them."""
     world = turn.world
     if world is None or not turn.faults:
         return turn
     lost = frozenset[int]().union(*(fault.replace for fault in turn.faults))
+    members = seated(turn, lost)
     made = world.model_copy(
         update={
             "generation": world.generation + 1,
             "phase": "Run",
             "incarnations": raised(turn, lost),
-            "master": _master(turn, lost),
+            "size": len(members),
+            "places": places_of(members),
+            "master": _master(turn, lost, members),
             "cause": _cause(turn, world),
             "drain_seconds": drain_seconds(turn),
         }
     )
     avoid = [entry for fault in turn.faults for entry in fault.avoid]
+    promoted = [index for index in members if index in turn.gang.spares]
+    for index in promoted:
+        words = f"Spare pod {turn.gang.spares[index].name} takes place {members.index(index)} of the gang."
+        turn = turn.emit("Normal", "Promoted", words)
     return turn.with_world(made).avoiding(avoid)
 
 
@@ -44,10 +53,15 @@ def drain_seconds(turn: Turn) -> int:
     return max(1, min(86400, turn.snap.rendering.grace_seconds)) if turn.snap.rendering else 30
 
 
-def _master(turn: Turn, lost: frozenset[int]) -> Master:
+def ever(world: WorldSpec) -> frozenset[int]:
+    """Every index that may ever have had a pod."""
+    return frozenset({*range(world.size), *world.members, *map(int, world.incarnations)})
+
+
+def _master(turn: Turn, lost: frozenset[int], members: tuple[int, ...]) -> Master:
     """An open store keeps its address over generations; a lost one leaves the place to be filled."""
     assert turn.world is not None
-    stays = {pod.uid for index, pod in turn.gang.alive.items() if index not in lost}
+    stays = {pod.uid for index, pod in turn.gang.alive.items() if index in members and index not in lost}
     return turn.world.master if turn.world.master.pod_uid in stays else Master()
 
 

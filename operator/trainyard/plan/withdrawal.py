@@ -11,7 +11,7 @@ from trainyard.plan.bringup import UNSCHEDULABLE_PATIENCE, hindrance, is_hopeles
 from trainyard.plan.conditions import find
 from trainyard.plan.gang import trained
 from trainyard.plan.losses import active
-from trainyard.plan.recover import raised
+from trainyard.plan.recover import ever, raised
 from trainyard.plan.removal import removal
 from trainyard.plan.times import fine_stamp, moment, seconds_between
 from trainyard.plan.turn import Turn
@@ -69,7 +69,7 @@ def _withdraw(turn: Turn, words: str) -> Turn:
     assert turn.world is not None
     pause = _pause(turn)
     retry = turn.now + timedelta(seconds=pause)
-    update = {"incarnations": raised(turn, frozenset(range(turn.gang.size))), "master": Master()}
+    update = {"incarnations": raised(turn, ever(turn.world)), "master": Master()}
     turn = turn.with_world(turn.world.model_copy(update=update))
     message = f"The gang was withdrawn: {words}. It is placed again at {retry:%H:%M:%S} UTC."
     turn = turn.judge("Scheduled", "False", "Withdrawn", message).judge("Running", "False", "Withdrawn", message)

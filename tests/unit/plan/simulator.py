@@ -85,9 +85,10 @@ class Cluster:
     lose: int | None = None  # so many actions of the next plan are carried out, then the operator dies
     acted: int = 0
     names: set[str] = field(default_factory=set)
+    spares: int = 0
 
     def __post_init__(self) -> None:
-        self.job = spec(self.nodes, scheduleSeconds=30)
+        self.job = spec(self.nodes, scheduleSeconds=30, spareNodes=self.spares)
 
     # --- what the operator does -----------------------------------------------------------------------------------
     def snapshot(self) -> Snapshot:
@@ -199,7 +200,7 @@ class Cluster:
 
     def break_(self, kind: str, index: int) -> None:
         """Something happens to the pod of an index, its node, or the job."""
-        pod = self.holder(index % self.nodes)
+        pod = self.holder(index % (self.nodes + self.spares))
         if kind in ("suspend", "resume"):
             if (kind == "suspend") != self.job.suspend and condition(self.status, "Succeeded")[0] != "True":
                 self.job = self.job.model_copy(update={"suspend": kind == "suspend"})
@@ -250,7 +251,8 @@ class Cluster:
     def _trains(self, pod: Pod) -> bool:
         """Whether its ranks run; those of a job that has ended have nothing left to fail at."""
         over = self.world is not None and self.world.spec.phase == "Done"
-        return pod.works and pod.generation == self.formed and self._current(pod) and not over
+        member = self.world is not None and pod.view.index in self.world.spec.members
+        return member and pod.works and pod.generation == self.formed and self._current(pod) and not over
 
     def _finish(self, pod: Pod, phase: str, code: int) -> None:
         pod.view = replace(pod.view, phase=phase, exit_code=code, started=False, ready=False)  # type: ignore[arg-type]
@@ -300,7 +302,8 @@ class Cluster:
     def _gang(self, world: WorldSpec) -> None:
         """What all supervisors together do on this tick."""
         mine = [pod for pod in self.pods.values() if pod.works and self._reachable(pod)]
-        members = {pod.view.index: pod for pod in mine if self._current(pod)}
+        members = {place: pod for place, index in enumerate(world.members)
+                   for pod in mine if pod.view.index == index and self._current(pod)}
         if world.phase == "Done":
             for pod in mine:
                 self._finish(pod, "Succeeded", 0)

@@ -76,7 +76,7 @@ def test_joins_and_starts_its_ranks_once_all_are_there() -> None:
     assert found(did, e.SendStatus)[0].status.state == "joining"
     start = e.Start("10.0.0.1", 6000, True)
     did = pod.on(e.Linked(), e.GangSeen(e.GangState(1, 0)), e.GangSeen(e.GangState(1, 0, start)))
-    assert found(did, e.StartRanks) == [e.StartRanks((1, 0), start, 2, 0)]
+    assert found(did, e.StartRanks) == [e.StartRanks((1, 0), start, 2, 0, place=1)]
     assert found(pod.on(e.GangSeen(e.GangState(1, 0, start))), e.StartRanks) == []  # told twice, started once
 
 
@@ -476,7 +476,7 @@ def test_missing_members_are_reported_and_those_that_come_later_taken_off() -> N
 
 @pytest.mark.parametrize(("hello", "why"), [
     (e.Hello(1, 1, "twin"), "held by the pod"), (e.Hello(1, 2, "new"), "held by incarnation 1"),
-    (e.Hello(3, 1, "uid-3"), "not in a gang of 3"),
+    (e.Hello(3, 1, "uid-3"), "holds no place in a gang of 3"),
 ], ids=["second claimant", "incarnation", "index"])
 def test_who_has_no_place_is_refused(hello: e.Hello, why: str) -> None:
     pod = master()
@@ -790,3 +790,86 @@ def test_the_masters_neighbours_tell_of_its_loss(index: int, tells: bool) -> Non
 @pytest.mark.parametrize(("name", "index"), [("llama-7b-12-3", 12), ("j-0-1", 0), ("", -1), ("odd", -1)])
 def test_the_index_in_a_pods_name(name: str, index: int) -> None:
     assert e.index_of(name) == index
+
+
+# Spares and places -----------------------------------------------------------------------------------------------------
+
+LOST = replace(WORLD, generation=2, incarnations={1: 2}, places={1: 2}, restarts=1)  # the spare 2 took the place of 1
+
+
+def test_a_spare_waits_beside_the_gang_and_leaves_with_it() -> None:
+    pod = Pod(index=2)
+    did = pod.on(e.WorldSeen(WORLD))
+    assert not found(did, e.Link), "whom the gang has no place for would be refused"
+    assert not found(did, e.SendStatus)
+    assert pod.core.state == "wait"
+    assert found(pod.on(e.WorldSeen(replace(WORLD, phase="Drain", version=1))), e.Leave) == []
+    assert found(pod.on(e.WorldSeen(replace(WORLD, phase="Done", version=2))), e.Leave) == [e.Leave(0, True)]
+
+
+def test_a_spare_told_to_end_says_nothing_and_leaves_at_once() -> None:
+    pod = Pod(index=2)
+    pod.on(e.WorldSeen(WORLD))
+    did = pod.on(e.Terminate())
+    assert not reports(did)
+    assert found(did, e.Leave) == [e.Leave(143, True)]
+
+
+def test_a_spare_that_is_promoted_takes_the_lost_place() -> None:
+    pod = Pod(index=2)
+    pod.on(e.WorldSeen(WORLD))
+    did = pod.on(e.WorldSeen(LOST))
+    assert found(did, e.Link) == [e.Link("10.0.0.1:5000", TOKEN, 2)]
+    assert [action.status.state for action in found(did, e.SendStatus)] == ["joining"]
+    did = pod.on(e.Linked(), e.GangSeen(e.GangState(2, 0, e.Start("h", 1, True))))
+    assert found(did, e.StartRanks) == [e.StartRanks((2, 0), e.Start("h", 1, True), 2, 1, (), 1)]
+    pod.on(e.RankExited((2, 0), 0, e.Exit(2, 1, True, "why")))
+    told = last_report(pod)
+    assert (told["index"], told["incarnation"], told["failure"]["rank"]) == (2, 1, 2), "a Report is of the pod"
+
+
+def test_a_lost_pod_that_comes_back_finds_its_place_taken() -> None:
+    pod = Pod(index=1).runs()
+    did = pod.on(e.WorldSeen(LOST))
+    assert found(did, e.KillRanks) and not reports(did)
+    assert found(pod.on(e.RanksGone()), e.Leave) == [e.Leave(143, False)]
+
+
+def test_a_spare_in_place_0_reports_progress_and_the_master_stays() -> None:
+    pod = Pod(index=2)
+    pod.on(e.WorldSeen(replace(WORLD, master_uid="uid-1", address="10.0.0.2:5000")))
+    pod.runs(replace(WORLD, generation=2, incarnations={0: 2}, places={0: 2}, master_uid="uid-1"))
+    assert reports(pod.on(e.ProgressSeen((2, 0), {"step": 1}))) == ["Formed"]
+
+
+def test_the_master_forms_a_gang_with_a_spare_in_it() -> None:
+    pod = master()
+    for index in (1, 2):
+        joins(pod, index)
+    world = replace(WORLD, size=3, address="", generation=2, incarnations={1: 2}, places={1: 3})
+    pod.on(e.WorldSeen(world), e.RanksGone(), e.StoreReady((2, 0), 6001, True))
+    joins(pod, 0, run=(2, 0))
+    did = joins(pod, 1, run=(2, 0))
+    assert found(did, e.Refuse), "the lost pod comes back"
+    joins(pod, 2, run=(2, 0))
+    assert pod.core.gang is not None
+    assert pod.core.gang.missing() == [3]
+    assert reports(joins(pod, 3, run=(2, 0))) == ["Formed"]
+
+
+def test_a_smaller_gang_renumbers_its_pods() -> None:
+    pod = Pod(index=2).runs(replace(WORLD, size=3))
+    pod.on(e.WorldSeen(replace(WORLD, generation=2, size=2, incarnations={1: 2}, places={1: 2})), e.RanksGone())
+    did = pod.on(e.GangSeen(e.GangState(2, 0, e.Start("h", 1, True))))
+    assert [(order.place, order.size) for order in found(did, e.StartRanks)] == [(1, 2)]
+    pod.on(e.WorldSeen(replace(WORLD, generation=3, size=1, incarnations={1: 2})))
+    assert pod.core.state == "wait", "no place left for it: it stays, as a spare"
+
+
+@pytest.mark.parametrize("places, index, place", [
+    ({}, 0, 0), ({}, 2, 2), ({}, 3, None), ({1: 3}, 3, 1), ({1: 3}, 1, None), ({0: 2, 2: 0}, 0, 2), ({0: 2, 2: 0}, 2, 0),
+])  # fmt: skip
+def test_places(places: dict[int, int], index: int, place: int | None) -> None:
+    world = replace(WORLD, size=3, places=places)
+    assert world.place(index) == place
+    assert place is None or world.members()[place] == index
