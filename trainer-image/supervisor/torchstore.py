@@ -94,6 +94,8 @@ class TorchStore:
         if self._have_torch is None:
             self._waiting = run
             return None
+        if not self._have_torch or self._link is None:  # it has told so, or has just died, and is not reaped yet
+            return StoreReady(run, self._free_port(), False)
         return self._hand_over(run)
 
     def _hand_over(self, run: Run) -> StoreReady:
