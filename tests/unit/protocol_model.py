@@ -447,8 +447,8 @@ class Leader:
         places = {str(place): index for place, index in enumerate(members) if place != index}
         new = world.model_copy(update={"generation": world.generation + 1, "phase": "Run", "cause": Cause(kind=kind),
                                        "incarnations": incarnations, "places": places})
-        lives = any(self._holder(new, index) and self._holder(new, index)[1][2] == world.master.pod_uid  # type: ignore[index]
-                    for index in new.members)
+        holders = (self._holder(new, index) for index in new.members)
+        lives = any(holder and holder[1][2] == world.master.pod_uid for holder in holders)
         return self._with_master(new if lives else new.model_copy(update={"master": Master()}))
 
     def _spares(self, world: WorldSpec) -> list[int]:

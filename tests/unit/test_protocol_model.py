@@ -307,7 +307,8 @@ def test_a_spare_trains_in_the_place_of_a_dead_pod(machine: type[Protocol], pick
     protocol.all_goes_well_for_a_while(8)  # a spare is there
     lost = protocol.model.pods[pick]
     protocol.node_is_lost(pick)
-    assert lost.deleted and lost.training is not None
+    assert lost.deleted
+    assert lost.training is not None
     protocol.all_goes_well_for_a_while(8)
     run = max(protocol.model.members)
     assert {pod.me.index for pod in protocol.model.members[run]} == {1 - pick, 2}

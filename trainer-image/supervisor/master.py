@@ -73,7 +73,7 @@ class Master(Machine):
 
     def _look_for_lost(self) -> None:
         """Peers whose connection broke while ranks run are told of once they have had the time to come back. The master
-        tells of members, its two neighbours in the ring of indices tell of it: no loss is told of by many."""
+        tells of members, its two neighbours in the ring of places tell of it: no loss is told of by many."""
         lost, told = self._lost_peers(), self._report.lost
         if not lost:
             self._timers.pop("lost", None)
@@ -90,8 +90,10 @@ class Master(Machine):
             return []
         if self.gang is not None:
             return self.gang.silent()[:LOST_SHOWN] if self.gang.run == self.run else []
-        neighbour = (self.me.index - world.master_index) % world.size in (1, world.size - 1)
-        return [world.master_index] if neighbour and not self.linked and world.master_index >= 0 else []
+        master = world.place(world.master_index)
+        if master is None or self.place is None or self.linked:
+            return []
+        return [world.master_index] if (self.place - master) % world.size in (1, world.size - 1) else []
 
     def _tell_lost(self) -> None:
         lost = self._lost_peers()

@@ -81,7 +81,8 @@ class Ranks:
         self._progress_seen = (0, 0, 0)
         self._poll_at = time.monotonic() + PROGRESS_POLL if order.place == 0 else None
         self._table_file = ""
-        self._new = [self._rank(local, order) for local in reversed(range(self._me.processes(order.place)))]  # the scheduler first
+        count = self._me.processes(order.place)
+        self._new = [self._rank(local, order) for local in reversed(range(count))]  # the scheduler first
         if self._server is not None and all(rank.code is None for rank in self._new):
             self._order = order
             if self._server.fork([Fork(rank.local, rank.name, self._additions(rank, order),

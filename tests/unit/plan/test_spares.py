@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from trainyard.api.job import Avoid
@@ -12,7 +13,7 @@ from trainyard.plan.types import CreatePod, DeletePod, Quota
 from unit.plan.builders import Case, books, condition, job, of_type, placed, rank_failure, training, world_of
 
 
-def with_spares(nodes: int = 2, spares: int = 1, **fields: object) -> Case:
+def with_spares(nodes: int = 2, spares: int = 1, **fields: Any) -> Case:
     """A gang that trains, its spares started."""
     case = training(nodes, spareNodes=spares, **fields).settled().started().settled()
     assert case.snap.status.nodes.spare == spares
@@ -101,7 +102,8 @@ def test_a_pod_that_must_leave_is_followed_by_a_spare() -> None:
 
 
 @pytest.mark.parametrize("change", [
-    {"started": False}, {"deleting": "soon"}, {"exit_code": 1}, {"disruption": "PreemptionByScheduler"}, "node", "avoided",
+    {"started": False}, {"deleting": "soon"}, {"exit_code": 1}, {"disruption": "PreemptionByScheduler"},
+    "node", "avoided",
 ])  # fmt: skip
 def test_a_spare_that_is_not_ready_is_not_promoted(change: object) -> None:
     case = with_spares()
@@ -128,8 +130,9 @@ def test_a_spare_that_is_ready_before_the_replacement_takes_the_place() -> None:
     assert sorted(names(case)) == ["j-0-1", "j-1-2", "j-2-1"]
 
 
-@pytest.mark.parametrize("change, wait", [
-    ({"exit_code": 1, "started": False, "phase": "Failed"}, 30), ({"deleting": "soon"}, 0), ("vanishes", 0), ("node", 40),
+@pytest.mark.parametrize(("change", "wait"), [
+    ({"exit_code": 1, "started": False, "phase": "Failed"}, 30),
+    ({"deleting": "soon"}, 0), ("vanishes", 0), ("node", 40),
 ])  # fmt: skip
 def test_a_lost_spare_is_made_again_without_touching_the_gang(change: object, wait: float) -> None:
     case = with_spares()
@@ -168,7 +171,8 @@ def test_without_room_the_job_runs_and_says_so() -> None:
     assert message.startswith("0 of 2 spare pods are there; the job runs without the rest. ")
     assert condition(made.status, "Running")[0] == "True"
     assert condition(made.status, "Scheduled")[0] == "True"
-    assert made.waiting is not None and not made.waiting.claims, "spares keep nobody from a place"
+    assert made.waiting is not None
+    assert not made.waiting.claims, "spares keep nobody from a place"
     assert [event.reason for event in made.events] == ["SparesMissing"]
 
 

@@ -792,7 +792,7 @@ def test_the_index_in_a_pods_name(name: str, index: int) -> None:
     assert e.index_of(name) == index
 
 
-# Spares and places -----------------------------------------------------------------------------------------------------
+# Spares and places ----------------------------------------------------------------------------------------------------
 
 LOST = replace(WORLD, generation=2, incarnations={1: 2}, places={1: 2}, restarts=1)  # the spare 2 took the place of 1
 
@@ -831,7 +831,8 @@ def test_a_spare_that_is_promoted_takes_the_lost_place() -> None:
 def test_a_lost_pod_that_comes_back_finds_its_place_taken() -> None:
     pod = Pod(index=1).runs()
     did = pod.on(e.WorldSeen(LOST))
-    assert found(did, e.KillRanks) and not reports(did)
+    assert found(did, e.KillRanks)
+    assert not reports(did)
     assert found(pod.on(e.RanksGone()), e.Leave) == [e.Leave(143, False)]
 
 
@@ -866,8 +867,9 @@ def test_a_smaller_gang_renumbers_its_pods() -> None:
     assert pod.core.state == "wait", "no place left for it: it stays, as a spare"
 
 
-@pytest.mark.parametrize("places, index, place", [
-    ({}, 0, 0), ({}, 2, 2), ({}, 3, None), ({1: 3}, 3, 1), ({1: 3}, 1, None), ({0: 2, 2: 0}, 0, 2), ({0: 2, 2: 0}, 2, 0),
+@pytest.mark.parametrize(("places", "index", "place"), [
+    ({}, 0, 0), ({}, 2, 2), ({}, 3, None), ({1: 3}, 3, 1), ({1: 3}, 1, None), ({0: 2, 2: 0}, 0, 2),
+    ({0: 2, 2: 0}, 2, 0),
 ])  # fmt: skip
 def test_places(places: dict[int, int], index: int, place: int | None) -> None:
     world = replace(WORLD, size=3, places=places)

@@ -22,15 +22,18 @@ def test_a_child_without_torch_that_is_not_reaped_yet(tmp_path: Path) -> None:
     while ready is None and store.link is not None:
         assert select.select([store.link], [], [], 30)[0], "the child says nothing"
         ready = store.read()
-    assert ready is not None and not ready.agent_store
+    assert ready is not None
+    assert not ready.agent_store
     again = store.prepare((2, 0))
-    assert again is not None and not again.agent_store, "before its end is seen"
+    assert again is not None
+    assert not again.agent_store, "before its end is seen"
     if store.link is not None:
         assert select.select([store.link], [], [], 30)[0]
         store.read()
     assert store.link is None
     last = store.prepare((3, 0))
-    assert last is not None and not last.agent_store
+    assert last is not None
+    assert not last.agent_store
     (pid,) = store.pids()
     os.waitpid(pid, 0)
     store.ended(pid, 0)
