@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from typing import List
-=======
-from typing import Optional
->>>>>>> 6a27f20 (Spares: warm pods that take a lost pod's place by one write of the World)
+from typing import List, Optional
 
 from supervisor import events as e
 from supervisor import ranktable
