@@ -448,8 +448,8 @@ class Leader:
         new = world.model_copy(update={"generation": world.generation + 1, "phase": "Run", "cause": Cause(kind=kind),
                                        "incarnations": incarnations, "places": places})
         holders = (self._holder(new, index) for index in new.members)
-        lives = any(holder and holder[1][2] == world.master.pod_uid for holder in holders)
-        return self._with_master(new if lives else new.model_copy(update={"master": Master()}))
+        holders = (self._holder(new, index) for index in new.members)
+        lives = any(holder is not None and holder[1][2] == world.master.pod_uid for holder in holders)
 
     def _spares(self, world: WorldSpec) -> list[int]:
         """Indices of the pods beside the gang."""
