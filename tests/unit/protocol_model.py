@@ -309,7 +309,8 @@ class Model:
     def complete(self, run: e.Run) -> bool:
         """All its members train: only then can anything be committed."""
         members = self.members.get(run, set())
-        return bool(members) and len(members) == self.size_of(run) and all(pod.training == run and not pod.dying for pod in members)
+        whole = bool(members) and len(members) == self.size_of(run)
+        return whole and all(pod.training == run and not pod.dying for pod in members)
 
     def check(self) -> None:
         """Two runs never train at once, nor an older one after a newer; a member of a run runs nothing older."""
@@ -448,8 +449,8 @@ class Leader:
         new = world.model_copy(update={"generation": world.generation + 1, "phase": "Run", "cause": Cause(kind=kind),
                                        "incarnations": incarnations, "places": places})
         holders = (self._holder(new, index) for index in new.members)
-        holders = (self._holder(new, index) for index in new.members)
-        lives = any(holder is not None and holder[1][2] == world.master.pod_uid for holder in holders)
+        lives = any(holder and holder[1][2] == world.master.pod_uid for holder in holders)
+        return self._with_master(new if lives else new.model_copy(update={"master": Master()}))
 
     def _spares(self, world: WorldSpec) -> list[int]:
         """Indices of the pods beside the gang."""
