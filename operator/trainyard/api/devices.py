@@ -59,7 +59,7 @@ class Order(Lenient):
     action: Literal["Quarantine", "Release"]
     """Quarantine keeps new work off whatever its health says; Release forgets faults that ended before `at`."""
     by: Literal["Operator", "Administrator"]
-    """An administrator's order is never changed by the operator."""
+    """An administrator's order is never changed by the operator, before a quarantine's own end."""
     at: Time
     """When it was given."""
     until: Time | None = None

@@ -88,7 +88,7 @@ def table(found: Iterable[Object], now: datetime) -> str:
                          state.code or "-", state.level or "-", str(state.faults), state.pod or "-",
                          _note(state, orders.get(name), now)))
         for condition in status.get("conditions", []):
-            if condition["type"] == "Ready" and condition["status"] != "True":
+            if condition["type"] == "Ready" and (condition["status"] != "True" or condition.get("message")):
                 said.append(f"{node}: {condition['reason']}: {condition.get('message', '')}")
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

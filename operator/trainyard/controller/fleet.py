@@ -82,7 +82,9 @@ class Fleet:
             await _all(self._write_orders(node, orders) for node, orders in made.orders.items())
             await _all(self._write_condition(node, health) for node, health in made.conditions.items())
         finally:
-            for notice in (*made.notices, *sorted(made.standing - self._standing, key=lambda each: each.node)):
+            said = {each.topic for each in self._standing}
+            fresh = [each for each in made.standing if each.topic not in said]
+            for notice in (*made.notices, *sorted(fresh, key=lambda each: each.topic)):
                 await self._announce(notice)
             self._standing = made.standing
         ends = (made.look_again - now).total_seconds() if made.look_again else _LOOK_SECONDS

@@ -9,7 +9,7 @@ from typing import Literal
 
 from trainyard.fleet.condition import Health, health
 from trainyard.fleet.devices import Accelerators, Order
-from trainyard.fleet.quarantine import Blamed, Withheld, quarantines
+from trainyard.fleet.quarantine import OPERATOR, Blamed, Withheld, quarantines
 
 INVALID = ("InvalidDevices", "InvalidFaultTable")  # what somebody wrote; the agent goes on with the last good one
 
@@ -23,6 +23,13 @@ class Notice:
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+    device: str = ""
+
+    @property
+    def topic(self) -> tuple[str, ...]:
+        """What it is about: figures in the message of one about a device (the size of the pool, say) make it no other
+        warning."""
+        return (self.kind, self.node, self.reason, self.device or self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +61,21 @@ def decide(nodes: Mapping[str, Accelerators], troubles: Mapping[str, str], said:
                     notices.append(Notice("Node", node, kind, after.reason, after.message))
     for node, orders in made.orders.items():
         notices += _orders(nodes[node], orders)
-    standing = {Notice("NodeDevices", each.node, "Warning", each.reason, each.message) for each in made.withheld}
+    standing = {Notice("NodeDevices", each.node, "Warning", each.reason, each.message, each.device)
+                for each in made.withheld}
+    standing |= {notice for told in nodes.values() for notice in _strange(told)}
     standing |= {Notice("NodeDevices", node, "Warning", told.reason, told.message) for node, told in nodes.items()
                  if told.reason in INVALID}
     return Decision(made.orders, conditions, tuple(notices), frozenset(standing), made.withheld, made.look_again)
+
+
+def _strange(told: Accelerators) -> list[Notice]:
+    """Warnings about people's orders from which nothing follows. A node that has lost all its devices says so itself."""
+    there = ", ".join(each.id for each in told.devices[:16])
+    return [Notice("NodeDevices", told.node, "Warning", "UnknownDevice", (
+        f"spec.orders has an order ({order.action}) about {order.device}, and the node has no such device; it has "
+        f"{there}. Nothing follows from the order: correct or remove it"), order.device)
+        for order in told.orders if order.by != OPERATOR and told.devices and told.device(order.device) is None]
 
 
 def _orders(told: Accelerators, orders: tuple[Order, ...]) -> list[Notice]:

@@ -61,7 +61,7 @@ def quarantines(nodes: Iterable[Accelerators], blamed: Blamed, now: datetime, fi
                     before = next((o for o in kept[told.node] if o.device == device.id), None)
                     more = not (before and _counts(before, now))
                     if more and out >= most:
-                        withheld.append(_over(told, device, most, members))
+                        withheld.append(_at_limit(told, device, most, members))
                         continue
                     out += more
                     kept[told.node] = (*(o for o in kept[told.node] if o.device != device.id), made)
@@ -82,6 +82,12 @@ def _counts(order: Order, now: datetime) -> bool:
     """Whether the operator itself keeps a device out by this order now."""
     end = moment(order.until)
     return order.by == OPERATOR and order.action == "Quarantine" and (end is None or end > now)
+
+
+def _over(order: Order, now: datetime) -> bool:
+    """Whether an administrator's quarantine has ended by itself: it says nothing any more about what happens next."""
+    end = moment(order.until)
+    return order.action == "Quarantine" and end is not None and end <= now
 
 
 def _kept(told: Accelerators, blamed: Blamed, now: datetime) -> tuple[Order, ...]:
@@ -125,9 +131,10 @@ def _judge(told: Accelerators, device: Device, orders: tuple[Order, ...], blamed
         return None
     last, code = failures[-1]
     before = next((order for order in orders if order.device == device.id), None)
-    if before is not None and before.by != OPERATOR:
+    if before is not None and before.by != OPERATOR and not _over(before, now):
         return _released(told, device, len(failures)) if before.action == "Release" else None
-    if before is not None and before.action == "Quarantine" and (moment(before.at) or last) >= last:
+    ours = before is not None and before.by == OPERATOR and before.action == "Quarantine"
+    if before is not None and ours and (moment(before.at) or last) >= last:
         return None
     seconds = min(LONGEST_SECONDS, first_seconds * 2.0 ** min(len(failures) - AGAIN, 20))
     reason = f"failed {len(failures)} times in 24 h, last with {code or 'an unknown fault'}"
@@ -141,7 +148,7 @@ def _released(told: Accelerators, device: Device, times: int) -> Withheld:
         "quarantine it, or remove the order from spec.orders to leave that to the operator."))
 
 
-def _over(told: Accelerators, device: Device, most: int, members: list[Accelerators]) -> Withheld:
+def _at_limit(told: Accelerators, device: Device, most: int, members: list[Accelerators]) -> Withheld:
     total = sum(len(each.devices) for each in members)
     return Withheld(told.node, device.id, "QuarantineLimit", (
         f"{device.id} has failed repeatedly in 24 h, but is not quarantined: of the {total} {told.model} devices of "

@@ -76,12 +76,14 @@ def _broken(turn: Turn, index: int, pod: PodView) -> tuple[list[Broken], float]:
     node = pod.node or ""
     known = {device.id: device for device in _of_resource(turn, node, pod)}
     told = {device.id: device for device in pod.devices}
+    about = turn.snap.devices.get(node)
+    observed = about is not None and about.backend == "observe"
     mine = set(told) or {device.id for device in known.values() if device.pod == f"{turn.snap.namespace}/{pod.name}"}
     for name in sorted(mine):
         device, seen = known.get(name), told.get(name)
         if device is not None and device.stops:
             found.append(Broken(index, pod.name, node, name, device.code, device.words))
-        elif seen is not None and seen.health == "Unhealthy" and not _tolerable(device):
+        elif seen is not None and seen.health == "Unhealthy" and not _tolerable(device, observed):
             since = seen.since or turn.now
             left = SAY_SECONDS - seconds_between(since, turn.now) if device is not None else 0.0
             if left <= 0:
@@ -99,12 +101,15 @@ def _of_resource(turn: Turn, node: str, pod: PodView) -> tuple[Device, ...]:
     return told.devices
 
 
-def _tolerable(device: Device | None) -> bool:
+def _tolerable(device: Device | None, observed: bool) -> bool:
     """Whether NodeDevices explains why kubelet is told Unhealthy although the device may be used to the end: a level
-    that lets work finish, an order, a probation, health that could not be read."""
+    that lets work finish, an order, a probation, health that could not be read. Where another vendor's plugin is only
+    observed, kubelet's word is the plugin's: an observer that sees every device of the node ill cannot tell that from a
+    plugin that is gone, but kubelet can, which keeps the last word of one that is gone."""
     if device is None or device.stops:
         return False
-    return bool(device.level or device.quarantined or device.probation) or device.health == "Unknown"
+    unread = device.health == "Unknown" and not observed
+    return bool(device.level or device.quarantined or device.probation) or unread
 
 
 def _fault(turn: Turn, index: int, pod: PodView, broken: list[Broken]) -> Turn:

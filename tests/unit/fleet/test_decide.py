@@ -10,7 +10,7 @@ import pytest
 from trainyard.api.times import stamp
 from trainyard.fleet.condition import Health, health
 from trainyard.fleet.decide import Decision, Notice, decide
-from trainyard.fleet.devices import Accelerators, Failure
+from trainyard.fleet.devices import Accelerators, Failure, Order
 from unit.fleet.nodes import BAD, but, node
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
@@ -100,3 +100,20 @@ def test_standing_warnings() -> None:
     alone = look(but(node(), 3, failures=failures))
     assert [each.reason for each in alone.withheld] == ["QuarantineLimit"]
     assert "no more than 0" in alone.withheld[0].message
+
+
+def test_an_order_about_a_device_that_is_not_there_is_said() -> None:
+    orders = (Order("Ascend910-99", "Quarantine", "Administrator", stamp(NOW)),
+              Order("Ascend910-3", "Quarantine", "Administrator", stamp(NOW)))
+    (notice,) = look(node(orders=orders)).standing
+    assert (notice.reason, notice.device) == ("UnknownDevice", "Ascend910-99")
+    assert "it has Ascend910-0, " in notice.message
+
+
+def test_a_pool_that_grows_makes_no_new_warning_of_an_old_one() -> None:
+    failures = tuple(Failure("1", stamp(NOW - timedelta(hours=h)), stamp(NOW - timedelta(hours=h - 0.5)))
+                     for h in (2, 1))
+    ill = but(node(count=4), 3, failures=failures)
+    (one,), (other,) = look(ill).standing, look(ill, node("n2", count=4)).standing
+    assert one.message != other.message
+    assert one.topic == other.topic

@@ -110,7 +110,7 @@ def test_what_is_quarantined_already_may_be_extended_at_the_limit() -> None:
 
 
 @pytest.mark.parametrize("action", ["Quarantine", "Release"])
-@pytest.mark.parametrize("until", ["", at(5)])
+@pytest.mark.parametrize("until", ["", at(-5)])
 def test_an_administrators_order_is_never_touched(action: str, until: str) -> None:
     order = Order("Ascend910-3", action, "Administrator", at(6), until, "because")
     made = judge(failed(1, 2, told=node(orders=(order,))))
@@ -118,6 +118,15 @@ def test_an_administrators_order_is_never_touched(action: str, until: str) -> No
     assert [each.reason for each in made.withheld] == (["ReleasedByAdministrator"] if action == "Release" else [])
     both = failed(1, 2, told=node(orders=(order,)), number=4)
     assert judge(both).orders["n1"][0] == order
+
+
+def test_an_administrators_quarantine_that_is_over_is_in_nobodys_way() -> None:
+    order = Order("Ascend910-3", "Quarantine", "Administrator", at(6), at(5), "because")
+    assert judge(node(orders=(order,))).orders == {}, "it stays while there is no reason for another"
+    (made,) = judge(failed(1, 2, told=node(orders=(order,)))).orders["n1"]
+    assert (made.by, made.until) == ("Operator", stamp(NOW + timedelta(minutes=10)))
+    again = judge(obeyed(failed(1, 2), judge(failed(1, 2, told=node(orders=(order,))))))
+    assert again.orders == {}
 
 
 def test_blame_on_a_job_takes_a_quarantine_back() -> None:

@@ -88,6 +88,14 @@ def test_kubelets_word_is_enough_where_no_agent_tells() -> None:
     assert made.status.device_faults == [], "without a code nobody can be blamed"
 
 
+def test_all_devices_of_an_observed_node_may_be_ill_at_once() -> None:
+    """The observer calls that unknown, since a plugin that is gone looks the same to it; kubelet knows better."""
+    case = given(with_devices(training(), replace(held(health="Unknown"), backend="observe")), seconds=60)
+    assert world_of(case.plan()).cause.kind == "DeviceFault"
+    ours = given(with_devices(training(), held(health="Unknown")), seconds=60)
+    assert ours.plan().actions == (), "what our own agent cannot read it does not call ill"
+
+
 def test_kubelets_word_waits_a_moment_for_how_bad_it_is() -> None:
     case = given(with_devices(training(), held()))
     made = case.plan()
