@@ -70,7 +70,7 @@ def decide(nodes: Mapping[str, Accelerators], troubles: Mapping[str, str], said:
 
 
 def _strange(told: Accelerators) -> list[Notice]:
-    """Warnings about people's orders from which nothing follows. A node that has lost all its devices says so itself."""
+    """People's orders from which nothing follows. A node that has lost all its devices says so itself."""
     there = ", ".join(each.id for each in told.devices[:16])
     return [Notice("NodeDevices", told.node, "Warning", "UnknownDevice", (
         f"spec.orders has an order ({order.action}) about {order.device}, and the node has no such device; it has "
