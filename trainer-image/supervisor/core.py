@@ -431,6 +431,26 @@ class Core(Master):
         if self.state == "failed":
             self._write("RankFailed")
 
+    def _hang(self, event: e.HangSeen) -> None:
+        """A rank that is stopped is killed and told of like one that failed. Ranks that only wait are left alone until
+        a new generation ends them: the culprit may be elsewhere, and busy for a good reason."""
+        if event.run != self.run or self.state != "run" or self._forced:
+            return
+        self._log(f"hang: {event.reason}")
+        if event.culprit is None:
+            self._report.hang(event, self._wall)
+            self._write(self._report.kind or "Formed")
+        else:
+            self._failure = e.Exit(event.culprit, -9, True, event.reason, event.text, event.step,
+                                   at=self._wall - event.silent, hang=True)
+            self._failed()
+
+    def _hang_over(self, event: e.HangOver) -> None:
+        if event.run == self.run and self.state == "run":
+            self._log("the ranks make progress again")
+            self._report.hang(None, self._wall)
+            self._write(self._report.kind or "Formed")
+
     def _progress(self, event: e.ProgressSeen) -> None:
         if event.run != self.run or self.place != 0:
             return
@@ -456,7 +476,7 @@ Core.HANDLERS = {
     e.MemberAsks: Core._member_asks, e.MemberGone: Core._member_gone, e.Linked: Core._linked,
     e.Unlinked: Core._unlinked, e.GangSeen: Core._gang_seen, e.TablePart: Core._table_part,
     e.RankExited: Core._rank_exited, e.RanksGone: Core._ranks_gone, e.ProgressSeen: Core._progress,
-    e.Terminate: Core._terminate, e.Timer: Core._timer,
+    e.HangSeen: Core._hang, e.HangOver: Core._hang_over, e.Terminate: Core._terminate, e.Timer: Core._timer,
 }
 Core.TIMERS = {
     "settle": Core._failed, "hold": Core._hold_over, "term": Core._term, "kill": Core._kill, "leave": Core._grace_over,

@@ -134,6 +134,7 @@ class Exit:
     step: Optional[int] = None
     oom: bool = False
     at: float = 0.0  # seconds since 1970
+    hang: bool = False  # it did not end by itself: it could not run, and was killed for that
 
 
 @dataclass(frozen=True)
@@ -308,6 +309,27 @@ class ProgressSeen:
 
 
 @dataclass(frozen=True)
+class HangSeen:
+    """The ranks of this pod make no progress."""
+
+    run: Run
+    culprit: Optional[int]  # a rank that is stopped; None: all wait for others, or for each other
+    reason: str
+    phase: str
+    step: int
+    silent: float  # s without progress
+    text: str = ""  # stacks
+    positions: Tuple[Tuple[str, int, int, int], ...] = ()  # (group, rank, collectives issued, completed)
+
+
+@dataclass(frozen=True)
+class HangOver:
+    """They do make progress again."""
+
+    run: Run
+
+
+@dataclass(frozen=True)
 class Terminate:
     """SIGTERM or SIGINT."""
 
@@ -320,7 +342,7 @@ class Timer:
 Event = Union[
     WorldSeen, WorldMissing, ApiLost, ApiBack, Unauthorized, StoreOpened, StoreReady, MemberHello, MemberStatus,
     MemberBeat, MemberAsks, MemberGone, Linked, Unlinked, GangSeen, TablePart, RankExited, RanksGone, ProgressSeen,
-    Terminate, Timer,
+    HangSeen, HangOver, Terminate, Timer,
 ]
 
 # Actions --------------------------------------------------------------------------------------------------------------

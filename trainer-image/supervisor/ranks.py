@@ -12,8 +12,21 @@ import time
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from supervisor import failures, mindspore, progress, ranktable
-from supervisor.events import Event, Exit, Member, ProgressSeen, RankExited, RanksGone, Run, StartRanks, named
+from supervisor.events import (
+    Event,
+    Exit,
+    HangOver,
+    HangSeen,
+    Member,
+    ProgressSeen,
+    RankExited,
+    RanksGone,
+    Run,
+    StartRanks,
+    named,
+)
 from supervisor.forkserver import Fork, Forked, ForkServer
+from supervisor.hangs import Hangs, Process
 from supervisor.logs import Logs, Tail
 
 LAST_WORDS = 0.25  # s that a rank's output may still come after its end, if something else holds the pipe
@@ -34,6 +47,7 @@ class Rank:
         self.tail = Tail()
         self.error_file = os.path.join(folder, "error.json")
         self.progress_file = os.path.join(folder, "progress.json")
+        self.pulse_file = os.path.join(folder, "pulse")
         self.process: Optional[subprocess.Popen[bytes]] = None  # None: forked
         self.streams: List[int] = []  # our ends of its output, until it runs
         self.code: Optional[int] = None
@@ -69,6 +83,7 @@ class Ranks:
         self._garbage_seen: Tuple[int, int, int] = (0, 0, 0)
         self._garbage_told = False
         self._poll_at: Optional[float] = None
+        self._hangs: Optional[Hangs] = None
 
     # What the core asks for -------------------------------------------------------------------------------------------
 
@@ -80,6 +95,7 @@ class Ranks:
         self._oom_kills = oom_kills()
         self._progress_seen = (0, 0, 0)
         self._poll_at = time.monotonic() + PROGRESS_POLL if order.place == 0 else None
+        self._hangs = Hangs(self._environment.get("TRAINYARD_HANG_SECONDS", ""))
         self._table_file = ""
         count = self._me.processes(order.place)
         self._new = [self._rank(local, order) for local in reversed(range(count))]  # the scheduler first
@@ -194,6 +210,7 @@ class Ranks:
         """SIGKILL to all that the ranks are and started. RanksGone follows."""
         self._killing = True
         self._poll_at = None
+        self._hangs = None
         if self._order is not None and self._server is not None:
             self._server.cancel()  # those that it has forked were not told to go
             self._started()
@@ -240,6 +257,8 @@ class Ranks:
         due = [rank.tell_at for rank in self._ranks.values() if rank.code is not None and not rank.told]
         if self._poll_at is not None and self._ranks:
             due.append(self._poll_at)
+        if self._hangs is not None and self._ranks:
+            due.append(self._hangs.deadline())
         return min(due, default=None)
 
     def step(self) -> None:
@@ -254,6 +273,19 @@ class Ranks:
         for rank in ended:
             rank.told = True
             self._post(RankExited(self._run, rank.local, self._judge(rank)))
+        self._look_for_hang()
+
+    def _look_for_hang(self) -> None:
+        """Ranks that end tell of themselves; a program without a pulse is left to the operator."""
+        if self._hangs is None or any(rank.code is not None for rank in self._ranks.values()):
+            return
+        found = self._hangs.step([Process(rank.rank, pid, rank.pulse_file) for pid, rank in self._ranks.items()])
+        if found is not None and found.hang is not None:
+            hang = found.hang
+            self._post(HangSeen(self._run, hang.culprit, hang.reason, hang.phase, hang.step, hang.silent, found.text,
+                                found.positions))
+        elif found is not None:
+            self._post(HangOver(self._run))
 
     def _judge(self, rank: Rank) -> Exit:
         assert rank.code is not None
@@ -358,6 +390,7 @@ def rank_environment(base: Mapping[str, str], me: Member, order: StartRanks, ran
         "TRAINYARD_NUM_NODES": str(order.size),
         "TRAINYARD_GENERATION": named(order.run),
         "TRAINYARD_PROGRESS": rank.progress_file,
+        "TRAINYARD_PULSE": rank.pulse_file,
         "TRAINYARD_DRAIN": drain,
     })
     if table:

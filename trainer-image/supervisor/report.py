@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from supervisor.events import Exit, Member, Run
+from supervisor.events import Exit, HangSeen, Member, Run
 
 REASON = 1024  # characters, as the API allows
 TEXT = 4096
 WARNINGS = 5
+POSITIONS = 256
 
 
 def timestamp(wall: float) -> str:
@@ -41,6 +42,7 @@ class Report:
         self.drained_step: Optional[int] = None
         self._failure: Optional[Exit] = None
         self._formed_at = ""
+        self._hang: Optional[Dict[str, Any]] = None
         self._progress: Optional[Dict[str, Any]] = None
         self._first_step_at = ""
         self._start: Optional[int] = None
@@ -49,7 +51,7 @@ class Report:
         """Another run: nothing said of the last one holds any more; warnings stay."""
         self._run, self.kind, self.missing, self.drained_step = run, "", [], None
         self._failure, self._formed_at, self._progress, self._first_step_at = None, "", None, ""
-        self._start, self.lost = None, []
+        self._start, self._hang, self.lost = None, None, []
 
     def form(self, wall: float) -> None:
         """The gang is complete."""
@@ -58,6 +60,16 @@ class Report:
     def fail(self, failure: Exit) -> None:
         """A rank of this pod failed."""
         self._failure = failure
+
+    def hang(self, seen: Optional[HangSeen], wall: float) -> None:
+        """The ranks of this pod wait, and have waited for too long; or no longer do."""
+        if seen is None:
+            self._hang = None
+            return
+        positions = [{"group": group, "rank": rank, "issued": issued, "completed": completed}
+                     for group, rank, issued, completed in seen.positions[:POSITIONS]]
+        self._hang = {"since": timestamp(wall - seen.silent), "phase": seen.phase, "step": seen.step,
+                      "reason": seen.reason[:REASON], "text": seen.text[:TEXT], "positions": positions}
 
     def newest_step(self) -> Optional[int]:
         """The step that rank 0's ranks saved last, as far as they said."""
@@ -99,7 +111,7 @@ class Report:
         }
         optional = {
             "address": self.address or None, "formedAt": self._formed_at or None, "drainedStep": self.drained_step,
-            "progress": self._progress, "failure": self._failure_spec(),
+            "progress": self._progress, "failure": self._failure_spec(), "hang": self._hang,
         }
         if self.lost:
             spec.update(lost=self.lost, lostAt=timestamp(self.lost_at))
@@ -114,6 +126,8 @@ class Report:
             "root": failure.root, "rank": failure.rank, "exitCode": failure.code,
             "reason": failure.reason[:REASON], "text": failure.text[-TEXT:], "oom": failure.oom,
         }
+        if failure.hang:
+            spec["hang"] = True
         if failure.step is not None:
             spec["step"] = failure.step
         if failure.at:

@@ -58,6 +58,7 @@ class Run:
     progress: Path | None
     drain: Path | None
     memory: MemoryWish | None = None  # copies in memory
+    pulse: Path | None = None  # the file in which this rank says what it does
     inject: str = ""  # faults on demand, see inject.py
 
     def told_to_drain(self) -> bool:
@@ -88,6 +89,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
         progress=_path(environment, "TRAINYARD_PROGRESS"),
         drain=_path(environment, "TRAINYARD_DRAIN"),
         memory=_memory(environment),
+        pulse=_path(environment, "TRAINYARD_PULSE"),
         inject=environment.get("TRAINYARD_INJECT", ""),
     )
     train = read(Path(path))

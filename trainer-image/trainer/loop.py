@@ -208,6 +208,7 @@ class Loop:
         config = self.config
         logged, since = self.step, time.monotonic()
         drained = False
+        self.progress.pulse.restart_steps()
         while self.step < config.steps and not drained:
             started = time.monotonic()
             rate = learning_rate(config.optimizer, config.steps, self.step + 1)
@@ -384,7 +385,8 @@ class Loop:
         assert self.saver is not None
         started = time.monotonic()
         self.save_begun = self.step
-        self.saver.start(self.step, self.state(), self.counters())
+        with self.progress.pulse.phase("save"):
+            self.saver.start(self.step, self.state(), self.counters())
         milliseconds = (time.monotonic() - started) * 1e3
         say(self.gang, f"step {self.step}: saving; training stood still for {milliseconds:.0f} ms")
 

@@ -28,16 +28,20 @@ from trainer.parallel.mesh import Mesh
 from trainer.parallel.model import ParallelModel
 from trainer.precision import DTYPES, Precision, choose
 from trainer.progress import Progress
+from trainer.pulse import Pulse, count_collectives
 
 
 def pretrain(config: TrainConfig, run: Run) -> int:
     """Train as configured. Returns the exit code: 0 at the end, 75 after a drain. Raises ConfigError."""
+    count_collectives()
+    pulse = Pulse(run.pulse)
     gang = connect(run.rank, problem_of_this_pod(config, run))
+    pulse.leave_out(gang.saving.group_name)
     fields = shape.fields(config.model)
     layout = layouts.fit(configs.layout(config, run.rank.world_size), fields, config.data.sequence_length)
     batch_size = configs.batch_size(config, layout)
     identity = shape.identity(fields)
-    progress = Progress(run.progress, steps=config.steps, **layout.fields())
+    progress = Progress(run.progress, pulse, steps=config.steps, **layout.fields())
     progress.note("connectedAt")
     if already_exported(config, run, gang, identity):
         say(gang, f"the model of step {config.steps} is exported already, nothing to do")

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from trainer.pulse import Pulse
+
 WARNINGS = 5  # the newest that are kept
 WRITE_SECONDS = 0.1  # steps faster than this are not each written
 
@@ -21,8 +23,9 @@ WRITE_SECONDS = 0.1  # steps faster than this are not each written
 class Progress:
     """What this rank reports. Written by the training loop and by the thread that saves checkpoints."""
 
-    def __init__(self, path: Path | None, **fields: Any) -> None:
+    def __init__(self, path: Path | None, pulse: Pulse | None = None, **fields: Any) -> None:
         self._path = path
+        self.pulse = pulse or Pulse(None)
         self._fields: dict[str, Any] = {"step": 0, **fields}
         self._warnings: dict[str, dict[str, str]] = {}
         self._seconds: deque[float] = deque(maxlen=21)
@@ -34,7 +37,9 @@ class Progress:
         """A finished optimizer step that took `seconds`."""
         with self._lock:
             self._seconds.append(seconds)
-            self._fields.update(step=step, secondsPerStep=round(median(self._seconds), 4), **fields)
+            usual = median(self._seconds)
+            self.pulse.stepped(step, usual)
+            self._fields.update(step=step, secondsPerStep=round(usual, 4), **fields)
             if not self._stepped or time.monotonic() - self._written >= WRITE_SECONDS:
                 self._stepped = True  # recoveries are measured up to the first
                 self._write()
@@ -53,11 +58,12 @@ class Progress:
     @contextmanager
     def activity(self, name: str) -> Iterator[None]:
         """Something between steps that may take long: told, so that it is not taken for a hang."""
-        self.update(activity=name)
-        try:
-            yield
-        finally:
-            self.update(activity=None)
+        with self.pulse.phase(name):
+            self.update(activity=name)
+            try:
+                yield
+            finally:
+                self.update(activity=None)
 
     def warn(self, reason: str, message: str) -> None:
         """Something a user should know that stops nothing; the newest of each `reason` is kept."""

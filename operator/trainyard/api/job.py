@@ -28,6 +28,7 @@ Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspending", "S
 ConditionType = Literal[
     "Accepted", "Scheduled", "Running", "Recovering", "SparesReady", "Suspended", "Succeeded", "Failed"
 ]
+HangDetection = Literal["Ranks", "Steps", "None"]
 Action = Literal["Fail", "Restart", "RestartNode", "Ignore"]
 MOST_NODES = 16384  # pods of one job
 
@@ -125,8 +126,9 @@ class FailurePolicy(Model):
     max_restarts: Annotated[int, Field(ge=0, le=1 << 20)] = 10
     """Counted restarts after which the job fails."""
     hang_seconds: HangSeconds = "auto"
-    """Seconds without a finished step after which a running job is restarted. auto: 10 times the median step, at
-    least 300 s, once 5 steps were reported."""
+    """Seconds without a finished step after which a running job is restarted. auto: 10 times the median step, once 5
+    steps were finished; at least 5 s where pods watch their ranks (the shipped trainer), at least 300 s where only the
+    steps that rank 0 reports are known."""
     rules: Annotated[list[FailureRule], Field(max_length=32)] = Field(default_factory=list)
     """Judged in order, the first match wins. Unless a rule names them, exit codes 78 (bad configuration) and 79 (loss
     not finite) mean Fail, and 76 (this rank's device computes wrongly) RestartNode."""
@@ -354,6 +356,8 @@ class Recovery(Lenient):
     """Pod, rank or node at fault, and what it said."""
     lost_steps: Step | None = None
     """Finished steps that were computed again."""
+    text: Annotated[str, Field(max_length=2048)] = ""
+    """Evidence: stacks of ranks that hung."""
     milliseconds: PhaseSeconds = Field(default_factory=PhaseSeconds)
     """How long it took, by phase."""
 
@@ -424,6 +428,9 @@ class TrainingJobStatus(Lenient):
     device_faults: Annotated[list[DeviceFault], Field(max_length=64)] = Field(default_factory=list)
     """Devices that went bad under this job in the last 24 hours. The same code on three of them counts against the
     job: further faults with it count as restarts, and quarantine no devices."""
+    hang_detection: HangDetection | None = None
+    """Ranks: every pod watches its own ranks (the shipped trainer). Steps: the program reports steps, and a job that
+    finishes none for failurePolicy.hangSeconds hangs. None: it reports none, so nobody would notice."""
     withdrawals: Count = 0
     """Times in a row that the gang was withdrawn because a pod could not start; decides the backoff."""
     retry_at: Time | None = None

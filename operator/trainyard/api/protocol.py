@@ -107,7 +107,40 @@ class Failure(Lenient):
     oom: bool = False
     """The kernel killed it for want of memory."""
     at: Time | None = None
-    """When it ended."""
+    """When it ended, or was last seen to make progress."""
+    hang: bool = False
+    """It did not end by itself: its process could not run any more (stopped, or in an uninterruptible wait)."""
+
+
+class Position(Lenient):
+    """How far a rank is in a process group."""
+
+    group: Annotated[str, Field(max_length=64)]
+    """Name of the group, the same at all its ranks."""
+    rank: Annotated[int, Field(ge=0, le=1 << 24)]
+    """Global rank."""
+    issued: Annotated[int, Field(ge=0, le=2**63)]
+    """Collectives it has begun."""
+    completed: Annotated[int, Field(ge=0, le=2**63)] = 0
+    """Collectives it has finished."""
+
+
+class Hang(Lenient):
+    """All ranks of the pod have waited for longer than what they do may take. They are left alone: what they wait for
+    may be elsewhere."""
+
+    since: Time
+    """When they last made progress."""
+    phase: Annotated[str, Field(max_length=32)] = ""
+    """start, compile (the first step), step, evaluate, save or export."""
+    step: Step = 0
+    """The last finished step."""
+    reason: Annotated[str, Field(max_length=1024)] = ""
+    """One line."""
+    text: Text = ""
+    """Stacks of their threads."""
+    positions: Annotated[list[Position], Field(max_length=256)] = Field(default_factory=list)
+    """Where each is."""
 
 
 class RankProgress(Lenient):
@@ -201,6 +234,8 @@ class ReportSpec(Lenient):
     """When the first of these connections broke."""
     failure: Failure | None = None
     """The rank that failed."""
+    hang: Hang | None = None
+    """There while the ranks make no progress."""
     drained_step: Step | None = None
     """The step that was saved by Drain."""
     progress: RankProgress | None = None

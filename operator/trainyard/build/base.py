@@ -170,6 +170,7 @@ def _environment(job: JobRef, spec: TrainingJobSpec) -> list[Object]:
         "TRAINYARD_NUM_NODES": str(spec.num_nodes),
         "TRAINYARD_NUM_PROC": str(spec.procs),
         "TRAINYARD_MAX_RESTARTS": str(spec.failure_policy.max_restarts),
+        "TRAINYARD_HANG_SECONDS": str(spec.failure_policy.hang_seconds),
         "TRAINYARD_GRACE": str(grace),
         "TRAINYARD_CHECKPOINT_EVERY": str(spec.checkpoint.every),
         "TRAINYARD_CHECKPOINT_KEEP": str(spec.checkpoint.keep),

@@ -56,9 +56,9 @@ def _recovery(turn: Turn) -> Turn:
     if now is None:
         return turn
     if before is None or now.at != before.at:
-        turn = _say(
-            turn, "Moved" if now.cause == "Moved" else "Recovering", f"{now.cause}: {now.culprit}", now.cause != "Moved"
-        )
+        message = f"{now.cause}: {now.culprit}" + (f"\n{now.text}" if now.text else "")
+        moved = now.cause == "Moved"
+        turn = _say(turn, "Moved" if moved else "Recovering", message, not moved)
     done = now.milliseconds.total
     if done is not None and (before is None or before.at != now.at or before.milliseconds.total is None):
         step = f" at step {turn.status.progress.step:,}" if turn.status.progress else ""

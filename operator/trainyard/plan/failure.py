@@ -34,6 +34,8 @@ class Ended:
     at: datetime  # when it was seen
     root: bool
     happened: datetime | None = None  # when its supervisor saw it end
+    hang: bool = False  # it was stopped, and killed for that
+    text: str = ""
 
     @property
     def words(self) -> str:
@@ -59,6 +61,8 @@ def failure(turn: Turn) -> Turn:
         if _peer_is_silent(turn, ended):
             return turn.with_faults(Fault("PeerLost", ended[0].words, ended[0].at))
         roots = ended[:1]
+    if roots and roots[0].hang:
+        return _answer_stopped(turn, roots[0])
     for one in roots:
         if action(turn.spec.failure_policy, one.code) == "Fail":
             return end(turn, "Failed", FAILED.get(one.code, "RankFailed"), one.words)
@@ -93,6 +97,17 @@ def _answer(turn: Turn, root: Ended, indices: frozenset[int]) -> Turn:
                                   happened=root.happened))
 
 
+def _answer_stopped(turn: Turn, root: Ended) -> Turn:
+    """A process that was stopped, or waits in the kernel, is infrastructure: counted only if no step was finished since
+    the last hang."""
+    assert turn.world is not None
+    again = turn.world.cause.kind == "Hang" and no_new_step(turn)
+    if again and turn.world.cause.counted >= turn.spec.failure_policy.max_restarts:
+        return exhausted(turn, root.words)
+    return turn.with_faults(Fault("Hang", f"{root.who}: {root.why}", root.at, weight="counted" if again else "free",
+                                  happened=root.happened, text=root.text))
+
+
 def signal_name(code: int) -> str:
     """SIGKILL for -9; empty if the code names no signal."""
     try:
@@ -124,7 +139,7 @@ def _rank(turn: Turn, report: Report) -> Ended:
         why = f"killed by the kernel for want of memory (OOM){': ' + why if why else ''}"
     who = f"rank {failure.rank} of pod {report.pod}"
     return Ended(pod.index, pod.name, pod.node, who, failure.exit_code, why, report.received, failure.root,
-                 moment(failure.at))
+                 moment(failure.at), failure.hang, failure.text if failure.hang else "")
 
 
 def _container(turn: Turn, pod: PodView) -> Ended:

@@ -1,24 +1,66 @@
-"""A job whose steps stopped although nothing failed is restarted after failurePolicy.hangSeconds."""
+"""A job whose steps stopped although nothing failed: pods that watch their ranks say so; otherwise, and if they cannot,
+the lack of new steps does, after a longer time."""
 
 from __future__ import annotations
 
+from datetime import datetime
+
+from trainyard.api.job import HangDetection
+from trainyard.plan.collectives import behind
 from trainyard.plan.losses import active
 from trainyard.plan.nodes import last_step_at, seconds_per_step
 from trainyard.plan.restarts import exhausted
 from trainyard.plan.times import moment, seconds_between
 from trainyard.plan.turn import Fault, Turn
+from trainyard.plan.types import Report
 
 AUTO_LEAST_SECONDS = 300.0
 AUTO_STEPS = 10  # auto: this many times the median step
 AUTO_AFTER = 5  # auto: once this many steps were reported
 ACTIVITY_SECONDS = 1800.0  # an evaluation, a save, an export: no step is finished meanwhile, and nothing hangs
+PULSE_SECONDS = 30.0  # more than a pod needs that sees its own ranks hang
 FIRST_STEP_SECONDS = 1800.0  # loading and compiling come before the first step of a generation
 
 
 def hang(turn: Turn) -> Turn:
-    """No finished step for too long counts like a failed rank; jobs that report no steps are left alone."""
+    """No progress for too long counts like a failed rank; jobs that report no steps are left alone."""
+    turn = turn.note(hang_detection=_detection(turn))
     if not active(turn) or turn.world is None or turn.world.phase != "Run" or turn.faults:
         return turn
+    waiting = {report.spec.index: report for report in turn.gang.reports if report.spec.hang is not None}
+    if waiting and len(waiting) == turn.gang.size:  # one that is busy with something else is no hang yet
+        return _told(turn, [waiting[index] for index in sorted(waiting)])
+    return _silent(turn)
+
+
+def _detection(turn: Turn) -> HangDetection:
+    if turn.spec.train is not None:
+        return "Ranks"
+    return "Steps" if turn.status.progress is not None or turn.gang.progress is not None else "None"
+
+
+def _told(turn: Turn, reports: list[Report]) -> Turn:
+    """Every pod says that its ranks wait."""
+    hangs = [(report, report.spec.hang) for report in reports if report.spec.hang is not None]
+    late = behind(position for _, hang in hangs for position in hang.positions)
+    first = min((hang for _, hang in hangs), key=lambda hang: hang.since)
+    blamed = {one.rank // turn.spec.procs for one in late}
+    words = "; ".join(str(one) for one in late[:4]) if late else "all ranks wait for each other, none is behind"
+    words = f"{words} (phase {first.phase}, after step {first.step:,})"
+    texts = [hang.text for report, hang in hangs if not blamed or report.spec.index in blamed]
+    return _counted(turn, words, moment(first.since), texts[0] if texts else "")
+
+
+def _counted(turn: Turn, words: str, happened: datetime | None, text: str = "") -> Turn:
+    assert turn.world is not None
+    if turn.world.cause.counted >= turn.spec.failure_policy.max_restarts:
+        return exhausted(turn, words)
+    return turn.with_faults(Fault("Hang", words, turn.now, weight="counted", happened=happened, text=text))
+
+
+def _silent(turn: Turn) -> Turn:
+    """No step was reported for too long."""
+    assert turn.world is not None
     limit, last, formed = allowance(turn), last_step_at(turn), turn.gang.formed_at
     if limit is None or formed is None:
         return turn
@@ -31,10 +73,7 @@ def hang(turn: Turn) -> Turn:
         return turn.look_again(limit - listened)
     silent = seconds_between(since, turn.now)
     step = turn.status.progress.step if turn.status.progress else 0
-    words = f"no step was finished for {int(silent)} s after step {step:,}"
-    if turn.world.cause.counted >= turn.spec.failure_policy.max_restarts:
-        return exhausted(turn, words)
-    return turn.with_faults(Fault("Hang", words, turn.now, weight="counted"))
+    return _counted(turn, f"no step was finished for {int(silent)} s after step {step:,}", None)
 
 
 def allowance(turn: Turn) -> float | None:
@@ -46,7 +85,7 @@ def allowance(turn: Turn) -> float | None:
         return max(FIRST_STEP_SECONDS, fixed or 0.0) if reports_steps else None
     least = ACTIVITY_SECONDS if told.activity else 0.0
     if fixed is not None:
-        return max(fixed, least)
+        return max(fixed + (PULSE_SECONDS if turn.spec.train is not None else 0.0), least)
     usual = seconds_per_step(turn)
     if usual is None or told.step < AUTO_AFTER:
         return None

@@ -43,6 +43,7 @@ def _begun(turn: Turn) -> Turn:
         made = Recovery(
             at=fine_stamp(at), generation=world.generation, cause=cause.kind, culprit=cause.culprit,
             lost_steps=_lost(turn, cause.step), milliseconds=decide,
+            text=next((fault.text for fault in turn.faults if fault.kind == cause.kind), "")[:2048],
         )  # fmt: skip
         kept.append(made)
     shown = kept[-1]

@@ -29,6 +29,7 @@ class Fault:
     avoid: tuple[Avoid, ...] = ()
     refund: bool = False  # the recovery under way was counted for what turns out to be this
     happened: datetime | None = None  # where a pod could tell
+    text: str = ""  # evidence: stacks, last lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ from datetime import timedelta
 
 import pytest
 from trainyard.api.job import Progress
-from unit.plan.builders import Case, condition, training, world_of
+from trainyard.api.protocol import Position
+from trainyard.plan.collectives import behind
+from unit.plan.builders import Case, condition, rank_failure, training, world_of
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,62 @@ def test_a_program_that_reports_no_steps_is_left_alone() -> None:
 def test_hangs_end_a_job_that_may_not_restart() -> None:
     case = training(failurePolicy={"hangSeconds": 5, "maxRestarts": 0}).after(6)
     assert condition(case.plan().status, "Failed")[1] == "MaxRestartsExceeded"
+
+
+def at(group: str, *issued: int) -> list[Position]:
+    """Ranks 0, 1, ... of a group; -1: not in it."""
+    return [Position(group=group, rank=rank, issued=count) for rank, count in enumerate(issued) if count >= 0]
+
+
+@pytest.mark.parametrize(("positions", "ranks"), [
+    ([], []),
+    (at("w", 7, 7, 7), []),  # they wait for each other
+    (at("w", 7, 6, 7), [1]),
+    (at("w", 7, 6, 6), [1, 2]),
+    # Ranks 0, 1 and 2, 3 are tensor groups; 3 does nothing, so 2 waits there, and 0 and 1 for both in the gang's group.
+    ([*at("w", 9, 9, 8, 8), *at("t0", 40, 40), *at("t1", -1, -1, 40, 39)], [3]),
+])
+def test_who_is_waited_for(positions: list[Position], ranks: list[int]) -> None:
+    assert [one.rank for one in behind(positions)] == ranks
+
+
+def waits(case: Case, index: int, issued: int) -> Case:
+    position = {"group": "0", "rank": index, "issued": issued}
+    hang = {"since": (case.snap.now - timedelta(seconds=6)).isoformat(), "phase": "step", "step": 20,
+            "text": f"stack of {index}", "positions": [position]}
+    told = {"step": 20, "steps": 100, "durable_step": 20, "seconds_per_step": "1.0"}
+    return case.report(index, "Formed", formed_at=case.snap.now.isoformat(), hang=hang,
+                       progress=told if index == 0 else None)
+
+
+def test_a_hang_that_all_pods_see_names_who_is_behind() -> None:
+    case = training().after(6)
+    assert not waits(case, 1, 11).plan().actions, "pod 0 may be busy with something else"
+    made = waits(waits(case, 1, 11), 0, 12).plan()
+    cause = world_of(made).cause
+    assert (cause.kind, cause.counted) == ("Hang", 1)
+    assert cause.culprit == "rank 1 has begun 11 collectives in group 0, others 12 (phase step, after step 20)"
+    assert made.status.recoveries[-1].text == "stack of 1"
+    assert made.status.recoveries[-1].milliseconds.detect == 6000
+    assert any("stack of 1" in event.message for event in made.events)
+    assert "none is behind" in world_of(waits(waits(case, 1, 12), 0, 12).plan()).cause.culprit
+
+
+def test_a_stopped_rank_is_infrastructure_the_first_time() -> None:
+    failure = rank_failure(-9).model_copy(update={"hang": True, "reason": "rank 1 is stopped", "text": "stack"})
+    case = training(failurePolicy={"rules": [{"onExitCodes": [-9], "action": "Fail"}]})
+    made = case.report(1, "RankFailed", failure=failure).plan()
+    world = world_of(made)
+    assert (world.cause.kind, world.cause.total, world.cause.counted, world.incarnations) == ("Hang", 1, 0, {})
+    again = case.report(1, "RankFailed", failure=failure).applied().formed()
+    again = again.report(1, "RankFailed", failure=failure)
+    assert world_of(again.plan()).cause.counted == 1, "without a new step"
+
+
+@pytest.mark.parametrize(("fields", "known"), [
+    ({}, "Steps"),
+    ({"command": None, "train": {"model": {"size": "tiny"}, "data": {"sources": [{"path": "/d"}]}, "steps": 100}},
+     "Ranks"),
+])
+def test_status_says_who_would_notice(fields: dict[str, object], known: str) -> None:
+    assert training(**fields).plan().status.hang_detection == known

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pytest
 from supervisor import events as e
 from supervisor.core import DONE_WITHIN, EARLY_DRAIN, SETTLE, URGENT_EVERY, Core
+from supervisor.report import timestamp
 
 TOKEN = "0123456789abcdef"
 WORLD = e.World("job", 1, "Run", 2, TOKEN, master_uid="uid-0", address="10.0.0.1:5000", drain_seconds=20)
@@ -875,3 +876,24 @@ def test_places(places: dict[int, int], index: int, place: int | None) -> None:
     world = replace(WORLD, size=3, places=places)
     assert world.place(index) == place
     assert place is None or world.members()[place] == index
+
+
+def test_a_stopped_rank_is_killed_and_told_of_as_the_root() -> None:
+    pod = Pod().runs()
+    did = pod.on(e.HangSeen((1, 0), 3, "rank 3 is stopped", "step", 7, 5.5, "stack"))
+    (report,) = found(did, e.WriteReport)
+    failure = report.spec["failure"]
+    assert (report.spec["kind"], failure["rank"], failure["root"], failure["hang"]) == ("RankFailed", 3, True, True)
+    assert failure["at"] == timestamp(1000.0 + pod.now - 5.5)
+    assert found(did, e.KillRanks)
+
+
+def test_ranks_that_only_wait_are_left_alone() -> None:
+    pod = Pod().runs()
+    did = pod.on(e.HangSeen((1, 0), None, "all wait", "step", 7, 5.5, "stack", (("0", 2, 9, 8),)))
+    (report,) = found(did, e.WriteReport)
+    assert not found(did, e.KillRanks)
+    assert report.spec["hang"]["positions"] == [{"group": "0", "rank": 2, "issued": 9, "completed": 8}]
+    (report,) = found(pod.on(e.HangOver((1, 0))), e.WriteReport)
+    assert "hang" not in report.spec
+    assert not pod.on(e.HangSeen((0, 0), 3, "of an earlier run", "step", 7, 5.5))
