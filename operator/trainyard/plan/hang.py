@@ -44,7 +44,8 @@ def _told(turn: Turn, reports: list[Report]) -> Turn:
     hangs = [(report, report.spec.hang) for report in reports if report.spec.hang is not None]
     late = behind(position for _, hang in hangs for position in hang.positions)
     first = min((hang for _, hang in hangs), key=lambda hang: hang.since)
-    blamed = {one.rank // turn.spec.procs for one in late}
+    places = {one.rank // turn.spec.procs for one in late}
+    blamed = {index for place, index in enumerate(turn.gang.members) if place in places}
     words = "; ".join(str(one) for one in late[:4]) if late else "all ranks wait for each other, none is behind"
     words = f"{words} (phase {first.phase}, after step {first.step:,})"
     texts = [hang.text for report, hang in hangs if not blamed or report.spec.index in blamed]
