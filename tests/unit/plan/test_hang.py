@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from trainyard.api.job import Progress
@@ -127,5 +128,5 @@ def test_a_stopped_rank_is_infrastructure_the_first_time() -> None:
     ({"command": None, "train": {"model": {"size": "tiny"}, "data": {"sources": [{"path": "/d"}]}, "steps": 100}},
      "Ranks"),
 ])
-def test_status_says_who_would_notice(fields: dict[str, object], known: str) -> None:
+def test_status_says_who_would_notice(fields: dict[str, Any], known: str) -> None:
     assert training(**fields).plan().status.hang_detection == known
