@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -202,6 +203,37 @@ def test_a_copier_that_dies_is_replaced_under_running_ranks(tmp_path: Path, conf
         pods.restart_copier(1)
         before = gang.progress()["memoryStep"]
         gang.wait_for(lambda progress: progress.get("memoryStep", 0) > before + 3, seconds=60)
+
+
+def test_training_goes_on_while_a_copier_hangs(tmp_path: Path, config: dict[str, Any], pods: Pods) -> None:
+    with Gang(tmp_path / "run", [{**config, "steps": 100_000}] * 4, of_rank=pods.environment()) as gang:
+        gang.wait_for(lambda progress: progress.get("memoryStep", 0) >= 3)
+        pods.copiers[1].send_signal(signal.SIGSTOP)
+        before = gang.progress()["step"]
+        gang.wait_for(lambda progress: progress["step"] > before + 20, seconds=20)
+        gang.wait_for(lambda progress: progress.get("memoryStep") is None, seconds=60)  # given up: nothing survives
+        told = gang.progress()["step"]
+        gang.wait_for(lambda progress: progress["step"] > told + 5)
+        gang.kill()
+    pods.copiers[1].send_signal(signal.SIGCONT)
+    ended = go_on(tmp_path, {**config, "steps": told + 100}, pods)
+    assert ended.codes == [0] * 4, ended.text
+    assert resumed_from(ended) >= told  # own copies went on being taken
+
+
+def test_copies_damaged_everywhere_do_not_end_a_job_of_another_layout(tmp_path: Path, config: dict[str, Any],
+                                                                      pods: Pods) -> None:
+    kill_at(tmp_path, config, pods, 4)
+    for path in (path for folder in pods.folders for path in folder.glob("*/*/1.*") if path.parent.name != "acks"):
+        slot = Slot.open(str(path), write=True)
+        seal = slot.seal()
+        if seal is not None:
+            slot.note_sum(seal["number"], slot.compute_sum() ^ 1)
+        slot.close()
+    ended = go_on(tmp_path, {**config, "parallel": {"data": 2, "shard": 1, "tensor": 2}, "steps": 6}, pods)
+    assert ended.codes == [0] * 4, ended.text
+    assert "in memory are not used" in ended.out[0]
+    assert sorted(ended.losses) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ fails, ranks are started as any program is."""
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import pkgutil
@@ -193,7 +194,8 @@ class ForkServer:
     def go(self) -> None:
         """Let the ranks of the last order run."""
         assert self._gate is not None
-        os.write(self._gate, bytes(len(self._order)))
+        with contextlib.suppress(BrokenPipeError):  # all of them were killed while they waited
+            os.write(self._gate, bytes(len(self._order)))
         self._deaths = 0
         self.cancel()
 

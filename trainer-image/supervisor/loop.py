@@ -116,7 +116,8 @@ class Loop:
     def _timeout(self) -> Optional[float]:
         if self._events or self._children_ended or self._forward:
             return 0
-        due: List[Optional[float]] = [self._core.deadline(), self._ranks.deadline(), self._forks.deadline()]
+        due: List[Optional[float]] = [self._core.deadline(), self._ranks.deadline(), self._forks.deadline(),
+                                      self._copier.deadline()]
         due += [part.deadline() for part in (self._server, self._link) if part is not None]
         soonest = min((at for at in due if at is not None), default=None)
         return None if soonest is None else max(0.0, soonest - time.monotonic())
@@ -128,6 +129,7 @@ class Loop:
         while self._forward:
             self._ranks.forward(self._forward.popleft())
         self._forks_told(self._forks.step())
+        self._copier.step()
         self._ranks.step()
         for part in (self._server, self._link):
             if part is not None:

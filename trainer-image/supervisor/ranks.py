@@ -73,6 +73,7 @@ class Ranks:
         self._server = server
         self._order: Optional[StartRanks] = None  # given to the fork server
         self._new: List[Rank] = []  # the ranks of that order
+        self._early: Dict[int, int] = {}  # status by pid of what ended before we knew which of them are ranks
         self._ranks: Dict[int, Rank] = {}  # by pid, or by -1 - local rank if it could not be started
         self._run: Run = (0, 0)
         self._folder = ""
@@ -100,7 +101,7 @@ class Ranks:
         count = self._me.processes(order.place)
         self._new = [self._rank(local, order) for local in reversed(range(count))]  # the scheduler first
         if self._server is not None and all(rank.code is None for rank in self._new):
-            self._order = order
+            self._order, self._early = order, {}
             if self._server.fork([Fork(rank.local, rank.name, self._additions(rank, order),
                                        (rank.streams[0], rank.streams[1])) for rank in self._new]):
                 return
@@ -148,7 +149,10 @@ class Ranks:
             self._spawn(order)
         else:
             for rank in self._new:
-                self._ranks[answer.pids[rank.local]] = rank
+                pid = answer.pids[rank.local]
+                self._ranks[pid] = rank
+                if pid in self._early:
+                    self._ended(rank, self._early[pid])
             self._started()
             self._server.go()
 
@@ -239,6 +243,8 @@ class Ranks:
             if rank is not None:
                 self._ended(rank, status)
             else:
+                if self._order is not None:
+                    self._early[ended.si_pid] = status
                 other(ended.si_pid, status)
         if self._killing:
             self._check_gone()

@@ -102,6 +102,7 @@ def check(places: Sequence[Optional[str]], ranks: int) -> Table:
                           "rank a device")
     if not any(ip for place in read for _, ip, _ in place["devices"]):
         raise Unknown("no device has an address in the network between nodes")
+    addresses: Dict[str, str] = {}
     alone = len({place["server"] for place in read}) == 1
     for index, place in enumerate(read):
         for device, ip, _ in place["devices"]:
@@ -109,6 +110,10 @@ def check(places: Sequence[Optional[str]], ranks: int) -> Table:
                 raise Unusable(index, f"pod {place['pod']}, node {place['server']}, device {device}: device_ip is "
                                f"{ip!r}, expected an IP address; HCCL cannot connect without it. Set the address of "
                                "the device (hccn_tool -i N -ip -s ...) and see that the device plugin reports it")
+            here = f"pod {place['pod']}, node {place['server']}, device {device}"
+            if ip and addresses.setdefault(ip, here) != here:
+                raise Unusable(index, f"{here}: device_ip is {ip!r}, which is also that of {addresses[ip]}; "
+                               "HCCL cannot tell them apart. Give each device an address of its own (hccn_tool -i N -ip -s ...)")
     return table
 
 

@@ -105,8 +105,8 @@ class Loop:
             generation = tell_all(self.gang, lambda: self.claim(root))
             self.saver = Saver(root, self.gang, generation, self.run_.keep, self.identity, self.committed,
                                self.save_failed)
-        self.memory = open_memory(self.run_.memory, self.gang, self.run_.rank.local_world_size, self.model.layout,
-                                  self.identity, generation, lambda text: self.warn("NoMemoryCopies", text))
+        self.memory = open_memory(self.run_.memory, self.gang, self.model.layout, self.identity, generation,
+                                  lambda text: self.warn("NoMemoryCopies", text))
         recalled = self.resume_from_memory(root)
         if recalled is None and (root is None or not self.resume_from_checkpoint(root)):
             first_weights(self.model, self.config, self.gang)
@@ -171,7 +171,7 @@ class Loop:
             return
         try:
             same = recalled is not None and recalled.layout == self.memory.layout
-            self.memory.attach(self.state(), recalled.step if recalled is not None and same else None)
+            self.memory.attach(self.state(), (recalled.step, recalled.run) if recalled is not None and same else None)
         except Unavailable as error:
             if self.run_.memory is not None and self.run_.memory.explicit:
                 raise ConfigError(f"checkpoint.memory: {error}") from None
@@ -306,12 +306,12 @@ class Loop:
         busy = self.saver is not None and self.saver.busy
         square = self.optimizer.squared_norm(self.model.mesh.copies)
         mine = [float(loss), float(square), overflow_seen(self.gang.device), self.run_.told_to_drain(), busy,
-                self.gang.first and self.save_due(), self.memory is not None and self.memory.behind()]
+                self.gang.first and self.save_due(), self.memory.behind() if self.memory is not None else 0.0]
         numbers = torch.tensor(mine, dtype=torch.float64)
         dist.all_reduce(numbers, group=self.gang.control)
         total, squares, overflow, drain_sum, busy_sum, save, behind = numbers.tolist()
         if self.memory is not None:
-            self.memory.reduced(behind > 0)
+            self.memory.reduced(behind)
         norm = math.sqrt(squares) if squares >= 0 else math.nan
         return Totals(total / targets, norm / (self.scale.value if self.scale else 1.0), overflow > 0, drain_sum > 0,
                       busy_sum > 0, save > 0)

@@ -7,11 +7,13 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from supervisor.forkserver import Fork, Forked, ForkServer
 from unit.supervisor.fake_api import FakeApi
 from unit.supervisor.pods import Operator, SupervisedPod, alive, children_of
 
@@ -314,6 +316,59 @@ def test_a_program_that_cannot_be_started_now_may_be_later(tmp_path: Path, monke
     ranks.touch_drain()
     ranks.step()
     assert isinstance(posted[-1], e.RankExited)
+
+
+class KilledEarly:
+    """A fork server whose ranks are killed while they wait for the others: nobody reads the gate any more."""
+
+    def __init__(self) -> None:
+        self.pids: dict[int, int] = {}
+        self.gone = False
+
+    def fork(self, order: list[Fork]) -> bool:
+        self.pids = {one.local: subprocess.Popen(["sleep", "100"]).pid for one in order}
+        return True
+
+    def go(self) -> None:
+        self.gone = True
+
+    def cancel(self) -> None:
+        raise AssertionError
+
+
+def test_a_fork_that_is_killed_before_it_may_go_is_not_waited_for(tmp_path: Path) -> None:
+    from supervisor import events as e
+    from supervisor import ranks as module
+    from supervisor.logs import Logs
+
+    logs, posted, server = Logs(), list[e.Event](), KilledEarly()
+    me = e.Member("job", "j-0-1", "uid", "127.0.0.1", 0, 1, 2, 30)
+    ranks = module.Ranks(["true"], me, {}, str(tmp_path / "scratch"), logs, posted.append, set,
+                         server)  # type: ignore[arg-type]
+    ranks.start(e.StartRanks((1, 0), e.Start("h", 1, False), 1, 0))
+    os.kill(server.pids[1], signal.SIGKILL)
+    os.waitid(os.P_PID, server.pids[1], os.WEXITED | os.WNOWAIT)
+    ranks.reap(lambda pid, status: None)
+    ranks.forked(Forked(server.pids))
+    for rank in ranks._ranks.values():
+        rank.tell_at = 0
+    ranks.step()
+    exited = [event for event in posted if isinstance(event, e.RankExited)]
+    assert [(event.exit.rank, event.exit.code) for event in exited] == [(1, -9)]
+    assert server.gone
+    os.kill(server.pids[0], signal.SIGKILL)
+    os.waitpid(server.pids[0], 0)
+
+
+def test_the_gate_of_ranks_that_were_all_killed_does_not_end_the_supervisor(tmp_path: Path) -> None:
+    from supervisor.logs import Logs
+
+    server = ForkServer(["true"], "", {}, str(tmp_path), Logs())
+    read, server._gate = os.pipe()
+    server._order = [Fork(0, "rank 0", {}, (1, 2))]
+    os.close(read)
+    server.go()
+    assert server._gate is None
 
 
 def test_sigterm_while_it_still_starts_is_not_lost(start: Start, api: FakeApi) -> None:

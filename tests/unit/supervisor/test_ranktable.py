@@ -79,6 +79,12 @@ def test_an_address_that_is_none_is_refused_with_pod_device_and_value(ip: str) -
     assert "pod j-1-1, node node-1, device 1: device_ip is " + repr(ip) in str(caught.value)
 
 
+def test_an_address_that_two_devices_have_is_refused() -> None:
+    with pytest.raises(ranktable.Unusable, match=r"10\.0\.0\.2.* also that of pod .* node .* device 1") as refused:
+        ranktable.check([place(0, "10.0.0.1", "10.0.0.2"), place(1, "10.0.0.2", "10.0.0.4")], 2)
+    assert refused.value.index == 1
+
+
 def test_one_server_needs_no_addresses_where_some_are_missing() -> None:
     table = ranktable.check([place(0, "1.1.1.1", "")], 2)
     assert "device_ip" not in ranktable.render(table)["server_list"][0]["device"][1]

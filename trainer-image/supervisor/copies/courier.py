@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -113,6 +114,19 @@ class Courier:
             if not count:
                 raise Broken("closed by the other side")
             done += count
+
+    def await_more(self) -> None:
+        """Until the other side speaks or has gone, however long; keepalive tells when its machine has."""
+        self._sock.settimeout(None)
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        finally:
+            self._sock.settimeout(PATIENCE)
+
+    def interrupt(self) -> None:
+        """Make whoever waits in it give up, from another thread: closing alone would not wake them."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End it."""

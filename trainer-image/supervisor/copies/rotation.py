@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import List, Optional, Set
 
+RETRY = 10  # times as many steps as were waited for a buddy go by before it is tried again
+
 
 @dataclass
 class Rotation:
@@ -22,6 +24,8 @@ class Rotation:
     agreed: Optional[int] = None
     sent: Optional[int] = None
     skipped: int = 0
+    waited: int = 0  # all-reduces since it was sent
+    retry: int = 0  # all-reduces until something is sent again, after buddies were given up
 
     def kept(self) -> Set[int]:
         """Steps that must stay."""
@@ -46,16 +50,31 @@ class Rotation:
         self.slots[slot] = step
         self.newest = step
 
+    @property
+    def may_send(self) -> bool:
+        """One at a time, and not right after buddies were given up."""
+        return self.sent is None and self.retry == 0
+
     def send(self, step: int) -> None:
-        """This step is on its way to the buddies. One at a time."""
-        assert self.sent is None
-        self.sent = step
+        """This step is on its way to the buddies."""
+        assert self.may_send
+        self.sent, self.waited = step, 0
 
     def behind(self, acknowledged: Optional[int]) -> bool:
         """For the all-reduce: is what was sent not yet whole at all of this rank's buddies?"""
         return self.sent is not None and acknowledged != self.sent
 
-    def reduced(self, anybody_behind: bool) -> None:
-        """The all-reduce's answer, the same at every rank."""
-        if self.sent is not None and not anybody_behind:
+    def reduced(self, anybody_behind: bool, given_up: bool = False) -> None:
+        """The all-reduce's answer, the same at every rank. `given_up`: some rank's buddy does not get there. Then own
+        copies go on, which serve all faults but a pod's loss; if there are but two slots, they need the place of the
+        last step that would have survived that, too. Later it is tried again, for a tenth of the time at most."""
+        self.retry = max(0, self.retry - 1)
+        if self.sent is None:
+            return
+        self.waited += 1
+        if not anybody_behind:
             self.agreed, self.sent = self.sent, None
+        elif given_up:
+            self.sent, self.retry = None, RETRY * self.waited
+            if len(self.slots) < 3:
+                self.agreed = None

@@ -13,26 +13,18 @@ from trainer.distributed import Gang
 from trainer.errors import ConfigError
 
 
-def open_memory(asked: MemoryWish | None, gang: Gang, ranks_per_node: int, layout: Any, identity: dict[str, Any],
-                generation: str, warn: Callable[[str], None]) -> Memory | None:
+def open_memory(asked: MemoryWish | None, gang: Gang, layout: Any, identity: dict[str, Any], generation: str,
+                warn: Callable[[str], None]) -> Memory | None:
     """Every rank at the same place. Raises ConfigError for what was asked for and cannot be."""
     if asked is None or asked.every == 0:
         return None
-    nodes = [rank // ranks_per_node for rank in range(gang.world_size)]
-    others = nodes[-1]
-    copies = min(1, others) if asked.copies is None else asked.copies
-    if copies > others:
-        raise ConfigError(f"checkpoint.memory.copies should be at most {others}, the number of other nodes, found "
-                          f"{copies}")
     every, copy_every = asked.every, asked.copy_every
     if every and copy_every and copy_every % every:
         raise ConfigError(f"checkpoint.memory.copyEvery should be a multiple of every, {every}, found {copy_every}")
-    if copies == 0:
-        copy_every = copy_every or every
     model = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     try:
-        return Memory(asked.folder, gang, nodes, layout_digest(gang.world_size, layout, identity), model, generation,
-                      copies, Rhythm(every, copy_every), asked=asked.copies is not None)
+        return Memory(asked.folder, gang, layout_digest(gang.world_size, layout, identity), model, generation,
+                      asked.copies, Rhythm(every, copy_every))
     except Unavailable as error:
         warn(f"no copies in memory: {error}")
         return None

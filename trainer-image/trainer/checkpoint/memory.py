@@ -5,17 +5,19 @@ overwritten is decided by supervisor.copies.rotation, from what all ranks agree 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-import socket
 import struct
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -24,8 +26,10 @@ from supervisor.copies.slot import Damaged, Slot
 from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
 from torch.distributed.tensor import DTensor
 
+from trainer.checkpoint.copier import Copier
 from trainer.checkpoint.saver import State
 from trainer.distributed import Gang, gather
+from trainer.errors import ConfigError
 
 ALIGN = 64  # bytes
 SHARE = 0.8  # of the free memory at most for copies
@@ -34,8 +38,11 @@ CGROUPS = (
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
      "/sys/fs/cgroup/memory/memory.stat"),
 )
-COPIER_STARTS = 10.0  # s
 TELL_AGAIN = 5.0  # s after which a copier that has not delivered is asked again
+FAILS_FOR = 20.0  # s after which buddies that cannot be reached are given up for a while
+TAKES_AT_MOST = 600.0  # s for a copy to arrive
+GIVEN_UP = 1e6  # in the all-reduce: more than all ranks that are only behind
+ASKED_BETWEEN_STEPS = 1.0  # s that training waits for an answer of the copier
 BUDGET = 0.03  # of the training time, for own copies and buddies' together
 MEASURED = 3  # copies that are timed before `auto` decides
 
@@ -107,45 +114,6 @@ def view(data: memoryview, piece: Piece) -> torch.Tensor:
     return raw.view(getattr(torch, piece.dtype)).view(piece.sizes)
 
 
-class Copier:
-    """The rank's line to its pod's copier. Raises OSError when it is gone."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = str(folder / "copier.sock")
-        self._stream: Any = None
-
-    def wait(self, seconds: float) -> None:
-        """Until it listens; it is started together with the first ranks."""
-        end = time.monotonic() + seconds
-        while not os.path.exists(self._path) and time.monotonic() < end:
-            time.sleep(0.02)  # polled: nobody tells when another program makes a socket
-
-    def ask(self, op: str, **fields: Any) -> dict[str, Any]:
-        """One question. The copier may have been started anew in between: then it is asked a second time."""
-        for attempt in range(2):
-            try:
-                if self._stream is None:
-                    sock = socket.socket(socket.AF_UNIX)
-                    sock.settimeout(60.0)
-                    sock.connect(self._path)
-                    self._stream = sock.makefile("rwb")
-                    sock.close()  # the stream keeps it open
-                self._stream.write(json.dumps({"op": op, **fields}).encode() + b"\n")
-                self._stream.flush()
-                line = self._stream.readline()
-                if not line:
-                    raise ConnectionResetError("the copier is gone")
-                answer: dict[str, Any] = json.loads(line)
-                if "error" in answer:
-                    raise OSError(answer["error"])
-                return answer
-            except (ConnectionError, FileNotFoundError):
-                self._stream = None
-                if attempt:
-                    raise
-        raise AssertionError("unreachable")
-
-
 @dataclass
 class Rhythm:
     """How often copies are taken: every `own` steps, and every `buddy` steps (a multiple) for the buddies too."""
@@ -184,32 +152,33 @@ class Rhythm:
 class Memory:
     """This rank's copies."""
 
-    def __init__(self, folder: Path, gang: Gang, nodes: Sequence[int], layout: str, model: str, run: str, copies: int,
-                 rhythm: Rhythm, asked: bool = False) -> None:
-        """`nodes`: the node of every rank. `layout`: a digest of all that decides who holds what; `model`: of what the
-        tensors mean; `asked`: whether fewer `copies` will not do. Raises Unavailable on every rank if one cannot."""
+    def __init__(self, folder: Path, gang: Gang, layout: str, model: str, run: str, copies: int | None,
+                 rhythm: Rhythm) -> None:
+        """`layout`: a digest of all that decides who holds what; `model`: of what the tensors mean; `copies`: None if
+        fewer will do. Raises Unavailable on every rank if one cannot, ConfigError for more copies than other pods."""
         self.gang = gang
         self.folder = folder
         self.layout = layout
         self.model = model
         self.run = run
         self.rhythm = rhythm
-        self.asked = asked
+        self.asked = copies is not None
         self.copier = Copier(folder)
         self.problem = ""
         self.memory_step: int | None = None  # newest that is whole everywhere
-        self._nodes = list(nodes)
-        self._copies = copies
         self._slots: list[Slot] = []
         self._pieces: list[tuple[Piece, torch.Tensor]] = []
         self._ack = 0
         self._number = 0  # of the content that was sent last
         self._sent_slot = 0
-        self._told_at = 0.0
+        self._sent_at = self._told_at = 0.0
+        self._telling = False
+        self._forgotten = False
+        self._errands: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._teller = Copier(folder)
         self.rotation = Rotation([])
         try:
-            self.copier.wait(COPIER_STARTS)
-            self.address = self.copier.ask("address")["address"]
+            self.address = self.copier.meet(run)
             problem = ""
         except OSError as error:
             self.address, problem = "", f"no copier in this pod ({error})"
@@ -218,6 +187,19 @@ class Memory:
         wrong = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(answers) if text]
         if wrong:
             raise Unavailable(wrong[0])
+        self._nodes = [self.addresses.index(address) for address in self.addresses]  # a pod: its first rank
+        others = len(set(self._nodes)) - 1
+        if copies is not None and copies > others:
+            raise ConfigError(f"checkpoint.memory.copies should be at most {others}, the number of other nodes, found "
+                              f"{copies}")
+        self._copies = min(1, others) if copies is None else copies
+        if self._copies == 0:
+            rhythm.buddy = rhythm.buddy or rhythm.own
+
+    def share(self) -> tuple[int, int]:
+        """This rank's place among those of its pod, and how many they are."""
+        node = self._nodes[self.gang.rank]
+        return self._nodes[:self.gang.rank].count(node), self._nodes.count(node)
 
     def buddies(self) -> list[str]:
         """Addresses of the copiers that hold this rank's copies: those of the next nodes."""
@@ -225,17 +207,17 @@ class Memory:
 
     # Slots ------------------------------------------------------------------------------------------------------------
 
-    def attach(self, state: State, resumed: int | None) -> None:
-        """Make or find this rank's slots and tell the copier whom to send them to. `resumed`: the step that was loaded
-        from memory, which must stay until a copy of it is whole again everywhere. Raises Unavailable on every rank if
-        memory does not suffice at one."""
+    def attach(self, state: State, resumed: tuple[int, str] | None) -> None:
+        """Make or find this rank's slots and tell the copier whom to send them to. `resumed`: step and run of what was
+        loaded from memory, which must stay until a copy of it is whole again everywhere. Raises Unavailable on every
+        rank if memory does not suffice at one."""
         self._pieces, size = pieces(state)
         header = {"world": self.gang.world_size, "rank": self.gang.rank, "model": self.model,
                   "tensors": [piece.dump() for piece, _ in self._pieces]}
         count = self._fit(size)
         problem = ""
+        self._attach(self.copier)
         try:
-            self.copier.ask("attach", layout=self.layout, rank=self.gang.rank, buddies=self.buddies())
             self._slots = [self._slot(number, header, size) for number in range(count)]
         except OSError as error:
             problem = f"{count} copies of {size >> 20} MiB a rank do not fit {self.folder}: {error.strerror or error}"
@@ -244,25 +226,37 @@ class Memory:
             self._drop()
             raise Unavailable(wrong[0])
         seals = [slot.seal() for slot in self._slots]
-        self.rotation = Rotation([seal["step"] if seal else None for seal in seals], agreed=resumed)
-        for number, step in enumerate(self.rotation.slots):
-            if step != resumed:  # of another past
-                self.rotation.slots[number] = None
+        kept = [seal["step"] if seal and (seal["step"], seal["run"]) == resumed else None for seal in seals]
+        self.rotation = Rotation(kept, agreed=resumed[0] if resumed else None)  # what else there is is of another past
         self._open_acknowledgement()
+        threading.Thread(target=self._run_errands, name="copier", daemon=True).start()
+
+    def _attach(self, copier: Copier) -> None:
+        try:
+            copier.ask("attach", layout=self.layout, rank=self.gang.rank, buddies=self.buddies(), generation=self.run)
+        except OSError as error:  # it is told again together with the first copy
+            self.problem = f"copies are not sent to other pods: {error}"
 
     def _fit(self, size: int) -> int:
         """Slots a rank, so that all of a node's copies, own and held, fit its free memory; fewer copies at buddies if
         that is what it takes. Raises Unavailable on every rank, and what was asked for is never made less."""
-        answers = gather(self.gang, (size, free_bytes(self.folder) + taken_bytes(self.folder)))
+        free_now = free_bytes(self.folder)
+        free_with_others = free_now + taken_bytes(self.folder, self.layout)
+        answers = gather(self.gang, (size, free_now + taken_bytes(self.folder), free_with_others))
         ranks = max(self._nodes.count(node) for node in set(self._nodes))
-        largest, free = max(size for size, _ in answers), int(min(free for _, free in answers) * SHARE)
+        largest = max(size for size, _, _ in answers)
+        free = int(min(free for _, free, _ in answers) * SHARE)
+        beside_others = int(min(free for _, _, free in answers) * SHARE)
         same = self.rhythm.decided and self.rhythm.own == self.rhythm.buddy
         choices = [(2, self._copies)] if same else [(3, self._copies), (2, self._copies)]
         if not self.asked:
             choices.append((2, 0))
         for count, copies in choices:
-            if ranks * largest * count * (1 + copies) <= free:
+            need = ranks * largest * count * (1 + copies)
+            if need <= free:
                 self._copies = copies
+                if need > beside_others:  # a former layout's copies, which have been loaded, are in the way
+                    self.copier.try_to("keep", layout=self.layout)
                 if count == 2 and not same:  # both kinds share the two slots
                     self.rhythm.together = True
                 return count
@@ -312,12 +306,13 @@ class Memory:
         if slot is None:
             return
         self.rotation.copied(slot, step)
-        if buddy and self.rotation.sent is None:
+        if buddy and self.rotation.may_send:
             self.rotation.send(step)
             seal = self._slots[slot].seal()
             assert seal is not None
             self._number = seal["number"]
             self._sent_slot = slot
+            self._sent_at = time.monotonic()
             if self.buddies():
                 self._tell()
 
@@ -334,36 +329,56 @@ class Memory:
         return slot
 
     def _tell(self) -> None:
-        """Have it sent; a copier that was started anew must first be told to whom."""
+        """Have it sent. Not in this thread: a copier that hangs must not keep anybody from training."""
         self._told_at = time.monotonic()
+        slot, number = self._sent_slot, self._number
+        if not self._telling:
+            self._telling = True
+            self._errands.put(lambda: self._order(slot, number))
+
+    def _order(self, slot: int, number: int) -> None:
+        """A copier that was started anew must first be told to whom."""
         for attempt in range(2):
             try:
                 if attempt:
-                    self.copier.ask("attach", layout=self.layout, rank=self.gang.rank, buddies=self.buddies())
-                self.copier.ask("send", layout=self.layout, rank=self.gang.rank, slot=self._sent_slot)
-                self.problem = ""
-                return
+                    self._attach(self._teller)
+                answer = self._teller.ask("send", layout=self.layout, rank=self.gang.rank, slot=slot, number=number)
+                self.problem = answer["problem"]
+                break
             except OSError as error:
                 self.problem = f"copies are not sent to other pods: {error}"
+        self._telling = False
 
-    def behind(self) -> bool:
-        """For the all-reduce: has something that was sent not arrived yet?"""
+    def _run_errands(self) -> None:
+        while True:
+            self._errands.get()()
+
+    def behind(self) -> float:
+        """For the all-reduce: 1 if something that was sent has not arrived yet, GIVEN_UP if it does not seem to."""
         if self.rotation.sent is None or not self.buddies():
-            return False
+            return 0.0
         (number,) = struct.unpack("<Q", os.pread(self._ack, 8, 0))
-        behind = self.rotation.behind(self.rotation.sent if number == self._number else None)
-        if behind and time.monotonic() - self._told_at > TELL_AGAIN:
+        if not self.rotation.behind(self.rotation.sent if number == self._number else None):
+            return 0.0
+        now = time.monotonic()
+        if now - self._told_at > TELL_AGAIN:
             self._tell()
-        return behind
+        waited = now - self._sent_at
+        hopeless = waited > TAKES_AT_MOST or (waited > FAILS_FOR and bool(self.problem or self._telling))
+        return GIVEN_UP if hopeless else 1.0
 
-    def reduced(self, anybody_behind: bool) -> None:
-        """The all-reduce's answer."""
-        arriving = self.rotation.sent
-        self.rotation.reduced(anybody_behind)
-        if arriving is not None and self.rotation.sent is None:
-            if self.memory_step is None:
-                self._forget_others()
-            self.memory_step = arriving
+    def reduced(self, behind: float) -> None:
+        """The all-reduce's answer: the sum of what all ranks said."""
+        arriving, agreed = self.rotation.sent, self.rotation.agreed
+        self.rotation.reduced(behind > 0, behind >= GIVEN_UP)
+        if agreed is not None and self.rotation.agreed is None:
+            self.memory_step = None
+        if arriving is not None and self.rotation.agreed == arriving:
+            if not self._forgotten:
+                self._forgotten = True
+                self._errands.put(lambda: self._teller.try_to("keep", layout=self.layout))
+            if self.buddies():
+                self.memory_step = arriving
 
     def decide(self, seconds_per_step: float) -> None:
         """Every rank at the same step: how often copies are taken from now on, from what they cost at the slowest."""
@@ -376,17 +391,8 @@ class Memory:
 
     def sending_seconds(self) -> float:
         """CPU seconds that the newest sending took."""
-        try:
-            return float(self.copier.ask("state", layout=self.layout, rank=self.gang.rank)["seconds"])
-        except OSError:
-            return 0.0
-
-    def _forget_others(self) -> None:
-        """Copies of other layouts are not needed any more."""
-        try:
-            self.copier.ask("keep", layout=self.layout)
-        except OSError:
-            pass  # they go with the pod
+        answer = self.copier.try_to("state", ASKED_BETWEEN_STEPS, layout=self.layout, rank=self.gang.rank)
+        return float(answer.get("seconds", 0.0))
 
 
 def free_bytes(folder: Path) -> int:
@@ -405,9 +411,13 @@ def free_bytes(folder: Path) -> int:
     return max(0, min(left))
 
 
-def taken_bytes(folder: Path) -> int:
-    """What copies take already; they are written over or go."""
-    return sum(path.stat().st_blocks * 512 for kind in ("own", "held") for path in (folder / kind).glob("*/*"))
+def taken_bytes(folder: Path, layout: str = "*") -> int:
+    """What copies (of a layout) take already; they are written over or go."""
+    taken = 0
+    for path in (path for kind in ("own", "held") for path in (folder / kind).glob(f"{layout}/*")):
+        with contextlib.suppress(FileNotFoundError):  # one that is being made has another name by now
+            taken += path.stat().st_blocks * 512
+    return taken
 
 
 def buddies_of(rank: int, nodes: Sequence[int], addresses: Sequence[str], copies: int) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from supervisor.copies.slot import Damaged, Slot
-from torch.distributed.checkpoint import DefaultLoadPlanner, StorageReader
+from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, StorageReader
 from torch.distributed.checkpoint import load as load_distributed
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -23,8 +23,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.futures import Future
 
-from trainer.checkpoint.memory import Copier, Memory, Piece, view
-from trainer.checkpoint.saver import State
+from trainer.checkpoint.copier import FETCHES, Copier
+from trainer.checkpoint.memory import Memory, Piece, view
+from trainer.checkpoint.saver import State, reason
 from trainer.distributed import gather
 
 
@@ -51,15 +52,11 @@ class Recall:
 
 def find(memory: Memory) -> list[Recall]:
     """All that could be loaded, newest first; the same at every rank."""
-    try:
-        mine = memory.copier.ask("inventory")["copies"]
-    except OSError:
-        mine = []
-    seen: dict[str, list[dict[str, Any]]] = {}
-    for address, entries in gather(memory.gang, (memory.address, mine)):
-        seen.setdefault(address, entries)  # ranks of one pod see the same
-    return complete([(address, entry) for address, entries in seen.items() for entry in entries
-                     if entry["model"] == memory.model])
+    part, parts = memory.share()  # the ranks of a pod would all see the same: each tells of its share
+    mine = memory.copier.try_to("inventory", part=part, parts=parts).get("copies", [])
+    mine = [entry for entry in mine if entry["model"] == memory.model]
+    return complete([(address, entry) for address, entries in gather(memory.gang, (memory.address, mine))
+                     for entry in entries])
 
 
 def complete(entries: Sequence[tuple[str, dict[str, Any]]]) -> list[Recall]:
@@ -89,8 +86,10 @@ def load(memory: Memory, recall: Recall, state: State) -> dict[str, Any] | None:
         else:
             seal = _load_other(memory, recall, state)
         training = seal["training"]
-    except (OSError, Damaged) as error:
-        problem = str(error)
+    except CheckpointException as error:  # no Exception, and it hides what happened
+        problem = reason(error)
+    except Exception as error:  # whatever is wrong with a copy, there may be an older one, or a checkpoint
+        problem = str(error) or type(error).__name__
     problems = [text for text in gather(memory.gang, problem) if text]
     if problems and memory.gang.first:
         print(f"warning: copies of step {recall.step} in memory are not used: {problems[0]}", flush=True)
@@ -127,6 +126,9 @@ class _Shelf:
         self._copier: Copier = memory.copier
         self._open: list[Slot] = []
         self._fetched_files: list[str] = []
+        self._prefix = f"fetched-{memory.share()[0]}-"
+        for left in memory.folder.glob(f"{self._prefix}*"):  # by a rank that was killed in the middle
+            left.unlink(missing_ok=True)
 
     def __enter__(self) -> _Shelf:
         return self
@@ -163,15 +165,23 @@ class _Shelf:
         self._open.append(slot)
         seal = slot.seal()
         wrong = slot.check()
+        if wrong and source.kind == "own" and source.rank == self._memory.gang.rank:
+            self._drop(slot)
         if wrong or seal is None or seal["number"] != source.number:
             raise Damaged(wrong or f"{source.name} holds something else by now")
         return slot.header, seal, slot.data
 
+    def _drop(self, slot: Slot) -> None:
+        """My own copy is damaged: it must not be taken for one that needs not be written again."""
+        damaged = Slot.open(slot.path, write=True)
+        damaged.break_seal()
+        damaged.close()
+
     def _fetched(self, source: Source, wanted: list[tuple[int, int]] | None
                  ) -> tuple[dict[str, Any], dict[str, Any], memoryview]:
-        path = str(self._memory.folder / f"fetched-{os.getpid()}-{len(self._fetched_files)}")
+        path = str(self._memory.folder / f"{self._prefix}{os.getpid()}-{len(self._fetched_files)}")
         self._fetched_files.append(path)
-        answer = self._copier.ask("fetch", address=source.address, kind=source.kind, name=source.name,
+        answer = self._copier.ask("fetch", FETCHES, address=source.address, kind=source.kind, name=source.name,
                                   number=source.number, ranges=[[0, 1 << 62]] if wanted is None else wanted, to=path)
         with open(path, "rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))

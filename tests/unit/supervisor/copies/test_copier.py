@@ -9,41 +9,52 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from supervisor.copies.courier import Broken, Courier
+from supervisor.copies.keeper import Keeper
+from supervisor.copies.process import CopierProcess
 from supervisor.copies.slot import Slot
 
 TOKEN = "t" * 32
 LAYOUT = "0123456789abcdef"
 
 
-class Pod:
-    """A copier and one rank's line to it."""
+class Line:
+    """What a rank has to a copier."""
 
-    def __init__(self, folder: Path, token: str = TOKEN) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(exist_ok=True)
-        self.process = subprocess.Popen([sys.executable, "-m", "supervisor.copies.copier", str(folder), "127.0.0.1"],
-                                        stdin=subprocess.PIPE, text=True)
-        assert self.process.stdin is not None
-        self.process.stdin.write(token + "\n")
-        self.process.stdin.close()
-        until(lambda: (folder / "copier.sock").exists())
         sock = socket.socket(socket.AF_UNIX)
+        until(lambda: (folder / "copier.sock").exists())
         until(lambda: sock.connect_ex(str(folder / "copier.sock")) == 0)
         self.stream = sock.makefile("rwb")
-        self.address: str = self.ask("address")["address"]
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         self.stream.write(json.dumps({"op": op, **fields}).encode() + b"\n")
         self.stream.flush()
         answer: dict[str, Any] = json.loads(self.stream.readline())
         return answer
+
+
+class Pod(Line):
+    """A copier and one rank's line to it."""
+
+    def __init__(self, folder: Path, token: str = TOKEN) -> None:
+        folder.mkdir(exist_ok=True)
+        self.process = subprocess.Popen([sys.executable, "-m", "supervisor.copies.copier", str(folder), "127.0.0.1"],
+                                        stdin=subprocess.PIPE, text=True)
+        assert self.process.stdin is not None
+        self.process.stdin.write(token + "\n")
+        self.process.stdin.close()
+        super().__init__(folder)
+        self.address: str = self.ask("address", generation="1")["address"]
 
     def slot(self, rank: int = 0, number: int = 0, size: int = 100_000) -> Slot:
         path = self.folder / "own" / LAYOUT / f"{rank}.{number}"
@@ -82,9 +93,9 @@ def pods(tmp_path: Path) -> Iterator[tuple[Pod, Pod]]:
 def test_a_copy_is_held_by_the_buddy_and_comes_back_from_there(pods: tuple[Pod, Pod]) -> None:
     here, there = pods
     slot = here.slot()
-    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address])
+    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address], generation="1")
     fill(slot, 7, 70, b"state of step 7")
-    here.ask("send", layout=LAYOUT, rank=0, slot=0)
+    here.ask("send", layout=LAYOUT, rank=0, slot=0, number=70)
     until(lambda: here.acknowledged() == 70)
     [held] = there.ask("inventory")["copies"]
     assert (held["kind"], held["rank"], held["step"], held["number"], held["world"]) == ("held", 0, 7, 70, 2)
@@ -103,11 +114,11 @@ def test_what_the_buddy_has_already_is_not_sent_again(pods: tuple[Pod, Pod]) -> 
     slot = here.slot()
     fill(slot, 7, 70, b"state")
     for _ in range(2):
-        here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address])
-        here.ask("send", layout=LAYOUT, rank=0, slot=0)
+        here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address], generation="1")
+        here.ask("send", layout=LAYOUT, rank=0, slot=0, number=70)
         until(lambda: here.acknowledged() == 70)
     before = (there.folder / "held" / LAYOUT / "0.0").stat().st_mtime_ns
-    here.ask("send", layout=LAYOUT, rank=0, slot=0)
+    here.ask("send", layout=LAYOUT, rank=0, slot=0, number=70)
     time.sleep(0.2)
     assert (there.folder / "held" / LAYOUT / "0.0").stat().st_mtime_ns == before
 
@@ -115,9 +126,9 @@ def test_what_the_buddy_has_already_is_not_sent_again(pods: tuple[Pod, Pod]) -> 
 def test_a_copy_damaged_at_the_buddy_is_not_given_out(pods: tuple[Pod, Pod]) -> None:
     here, there = pods
     slot = here.slot()
-    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address])
+    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address], generation="1")
     fill(slot, 7, 70, b"state")
-    here.ask("send", layout=LAYOUT, rank=0, slot=0)
+    here.ask("send", layout=LAYOUT, rank=0, slot=0, number=70)
     until(lambda: here.acknowledged() == 70)
     held = Slot.open(str(there.folder / "held" / LAYOUT / "0.0"), write=True)
     held.data[50_000] ^= 4
@@ -129,10 +140,10 @@ def test_a_copy_damaged_at_the_buddy_is_not_given_out(pods: tuple[Pod, Pod]) -> 
 def test_a_buddy_killed_in_the_middle_leaves_nothing_that_looks_whole(pods: tuple[Pod, Pod]) -> None:
     here, there = pods
     slot = here.slot(size=64 << 20)
-    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address])
+    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address], generation="1")
     fill(slot, 7, 70, b"state")
     there.process.send_signal(signal.SIGSTOP)
-    here.ask("send", layout=LAYOUT, rank=0, slot=0)
+    here.ask("send", layout=LAYOUT, rank=0, slot=0, number=70)
     time.sleep(0.3)
     os.kill(there.process.pid, signal.SIGKILL)
     until(lambda: "brought" in here.ask("state", layout=LAYOUT, rank=0)["problem"])
@@ -144,12 +155,12 @@ def test_a_buddy_killed_in_the_middle_leaves_nothing_that_looks_whole(pods: tupl
 def test_after_attach_nothing_of_the_earlier_generation_is_sent(pods: tuple[Pod, Pod]) -> None:
     here, there = pods
     slot = here.slot()
-    here.ask("attach", layout=LAYOUT, rank=0, buddies=["127.0.0.1:1"])
+    here.ask("attach", layout=LAYOUT, rank=0, buddies=["127.0.0.1:1"], generation="1")
     fill(slot, 7, 70, b"state")
-    here.ask("send", layout=LAYOUT, rank=0, slot=0)
-    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address])
+    here.ask("send", layout=LAYOUT, rank=0, slot=0, number=70)
+    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address], generation="1")
     fill(slot, 8, 80, b"other")
-    here.ask("send", layout=LAYOUT, rank=0, slot=0)
+    here.ask("send", layout=LAYOUT, rank=0, slot=0, number=80)
     until(lambda: here.acknowledged() == 80)
 
 
@@ -158,7 +169,7 @@ def test_who_does_not_know_the_token_gets_nothing(pods: tuple[Pod, Pod]) -> None
         Courier.call(pods[0].address, "another token")
     with socket.create_connection(("127.0.0.1", int(pods[0].address.rpartition(":")[2]))) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n" + b"x" * 5000)
-    assert pods[0].ask("address")["address"] == pods[0].address
+    assert pods[0].ask("address", generation="1")["address"] == pods[0].address
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", f"{LAYOUT}/0", f"{LAYOUT}/0.0/x", "", "/abs/0.0"])
@@ -173,3 +184,124 @@ def test_copies_of_other_layouts_go_when_told(pods: tuple[Pod, Pod]) -> None:
     fill(here.slot(), 7, 70, b"state")
     here.ask("keep", layout="fedcba9876543210")
     assert here.ask("inventory")["copies"] == []
+
+
+def test_ranks_that_attach_at_once_all_replace_the_former_layouts_senders(pods: tuple[Pod, Pod]) -> None:
+    here, there = pods
+    lines = [here, *(Line(here.folder) for _ in range(7))]
+    for layout in ("a" * 16, "b" * 16, "c" * 16):
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(line.ask, "attach", layout=layout, rank=rank, buddies=[there.address], generation="1")
+                     for rank, line in enumerate(lines)]
+        answers = [one.result() for one in asked]
+        assert answers == [{"address": here.address}] * 8
+
+
+def test_a_buddy_that_hangs_does_not_keep_the_next_generation_waiting(pods: tuple[Pod, Pod]) -> None:
+    here, there = pods
+    slot = here.slot()
+    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address], generation="1")
+    fill(slot, 7, 70, b"state")
+    there.process.send_signal(signal.SIGSTOP)
+    here.ask("send", layout=LAYOUT, rank=0, slot=0, number=70)
+    time.sleep(0.3)  # it waits for the buddy's answer now
+    before = time.monotonic()
+    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address], generation="2")
+    assert time.monotonic() - before < 5
+    there.process.send_signal(signal.SIGCONT)
+    here.ask("send", layout=LAYOUT, rank=0, slot=0, number=70)
+    until(lambda: here.acknowledged() == 70)
+
+
+def test_a_pod_of_an_earlier_generation_overwrites_nothing(pods: tuple[Pod, Pod], tmp_path: Path) -> None:
+    cut_off, there = pods
+    replacement = Pod(tmp_path / "c")
+    try:
+        replacement.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address], generation="2")
+        fill(replacement.slot(), 7, 71, b"the state that the job went on from")
+        replacement.ask("send", layout=LAYOUT, rank=0, slot=0, number=71)
+        until(lambda: replacement.acknowledged() == 71)
+        cut_off.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address], generation="1")
+        fill(cut_off.slot(), 8, 80, b"what nobody else has")
+        cut_off.ask("send", layout=LAYOUT, rank=0, slot=0, number=80)
+        until(lambda: "brought" in cut_off.ask("state", layout=LAYOUT, rank=0)["problem"])
+        assert [copy["number"] for copy in there.ask("inventory")["copies"]] == [71]
+        assert cut_off.acknowledged() == 0
+    finally:
+        replacement.process.kill()
+        replacement.process.wait()
+
+
+def test_an_order_for_content_that_is_gone_sends_nothing(pods: tuple[Pod, Pod]) -> None:
+    here, there = pods
+    slot = here.slot()
+    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address], generation="1")
+    fill(slot, 8, 80, b"own copy, may be overwritten while it is read")
+    here.ask("send", layout=LAYOUT, rank=0, slot=0, number=70)
+    time.sleep(0.3)
+    assert there.ask("inventory")["copies"] == []
+    assert slot.known_sum() is None
+
+
+def test_the_shares_of_a_pods_ranks_are_all_there_is(pods: tuple[Pod, Pod]) -> None:
+    here, _ = pods
+    for rank in range(6):
+        fill(here.slot(rank), 7, 70 + rank, b"state")
+    shares = [here.ask("inventory", part=part, parts=3)["copies"] for part in range(3)]
+    assert sorted(copy["rank"] for share in shares for copy in share) == list(range(6))
+
+
+def test_a_connection_may_rest_for_long_between_copies(pods: tuple[Pod, Pod], monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.create_server(("127.0.0.1", 0)), socket.socket()
+    monkeypatch.setattr("supervisor.copies.courier.PATIENCE", 0.2)
+    theirs.connect(ours.getsockname())
+    accepted, _ = ours.accept()
+    served: list[BaseException] = []
+    keeper = Keeper(str(pods[0].folder))
+
+    def serve() -> None:
+        try:
+            keeper.serve(Courier(accepted, TOKEN, server=True))
+        except (Broken, OSError) as error:
+            served.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    courier = Courier(theirs, TOKEN, server=False)
+    time.sleep(0.6)
+    assert not served
+    courier.close()
+    thread.join(10)
+    assert "closed" in str(served[0])
+    accepted.close()
+    ours.close()
+
+
+def test_a_copier_that_hangs_is_replaced_and_its_copies_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("supervisor.copies.process.LOOK_EVERY", 0.2)
+    monkeypatch.setattr("supervisor.copies.process.HANGS_AFTER", 3.0)
+    said: list[str] = []
+    copier = CopierProcess(str(tmp_path), "127.0.0.1", {**os.environ, "PYTHONPATH": ""}, said.append)
+    copier.open(TOKEN)
+    try:
+        [first] = copier.pids()
+        until(lambda: (tmp_path / "alive").exists())
+        os.kill(first, signal.SIGSTOP)
+
+        def replaced() -> bool:
+            copier.step()
+            pid, _ = os.waitpid(-1, os.WNOHANG) if copier.pids() == {first} else (0, 0)
+            copier.ended(pid)
+            return copier.pids() not in ({first}, set())
+
+        until(replaced)
+        assert said == ["the copier hangs; it is replaced", "the copier has ended; starting it again"]
+        assert Line(tmp_path).ask("address", generation="1")["address"].startswith("127.0.0.1:")
+        for _ in range(10):
+            time.sleep(0.25)
+            copier.step()
+        assert len(said) == 2
+    finally:
+        copier.close()
+        for pid in copier.pids():
+            os.waitpid(pid, 0)

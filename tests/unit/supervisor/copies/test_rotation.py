@@ -49,6 +49,24 @@ def test_a_replaced_rank_leaves_out_what_the_others_leave_out() -> None:
     assert replaced.place() is None
 
 
+@pytest.mark.parametrize(("slots", "agreed"), [(2, None), (3, 1)])
+def test_own_copies_go_on_without_a_buddy_that_is_gone(slots: int, agreed: int | None) -> None:
+    rotation = Rotation([1, *[None] * (slots - 1)], newest=1, agreed=1)
+    copied = []
+    for step in range(2, 30):
+        slot = rotation.place()
+        if slot is not None:
+            rotation.begin(slot)
+            rotation.copied(slot, step)
+            copied.append(step)
+            if rotation.may_send:
+                rotation.send(step)
+        rotation.reduced(anybody_behind=rotation.sent is not None, given_up=rotation.waited == 2)
+    assert rotation.agreed == agreed
+    assert len(copied) > 20
+    assert rotation.newest == 29
+
+
 @dataclass
 class Member:
     """A rank: its slots and what its buddy (another pod) holds for it, slot by slot."""
@@ -72,6 +90,7 @@ class Gang(RuleBasedStateMachine):
         self.every, self.buddy_every = every, every * ratio
         self.members = [Member(Rotation([None] * slots), [None] * slots) for _ in range(ranks)]
         self.common = -1
+        self.given_up = False
 
     @rule(who=st.lists(st.integers(0, 7), min_size=1, max_size=8))
     def go_on(self, who: list[int]) -> None:
@@ -98,10 +117,18 @@ class Gang(RuleBasedStateMachine):
                     member.arriving = True
             self.look()
 
+    @rule()
+    def give_up(self) -> None:
+        """Somebody's buddy does not get there: what is on the way breaks off."""
+        self.given_up = any(member.on_the_way is not None for member in self.members)
+
     def _reduce(self) -> None:
         behind = any(member.rotation.behind(member.acknowledged) for member in self.members)
+        given_up, self.given_up = self.given_up and behind, False
         for member in self.members:
-            member.rotation.reduced(behind)
+            member.rotation.reduced(behind, given_up)
+            if given_up:
+                member.on_the_way = None
             member.step += 1
             member.stage = "reduced"
 
@@ -118,7 +145,7 @@ class Gang(RuleBasedStateMachine):
             assert member.slot is not None
             rotation.copied(member.slot, member.step)
             member.stage = "compute"
-            if member.step % self.buddy_every == 0 and rotation.sent is None:
+            if member.step % self.buddy_every == 0 and rotation.may_send:
                 rotation.send(member.step)
                 member.on_the_way = member.slot, member.step
                 member.arriving = False
