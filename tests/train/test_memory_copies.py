@@ -197,6 +197,17 @@ def test_a_newer_checkpoint_on_disk_wins(tmp_path: Path, config: dict[str, Any],
     assert "from step-20.g1" in ended.out[0]
 
 
+def test_memory_wins_over_newer_checkpoints_that_are_damaged(tmp_path: Path, config: dict[str, Any], pods: Pods
+                                                             ) -> None:
+    kill_at(tmp_path, config, pods, 3)
+    train(tmp_path / "alone", {**config, "steps": 20}, ranks=4, checkpoint=tmp_path / "ck")
+    for shard in (tmp_path / "ck").glob("step-*/*.distcp"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    ended = go_on(tmp_path, config, pods, checkpoint=tmp_path / "ck")
+    assert ended.codes == [0] * 4, ended.text
+    assert resumed_from(ended) >= 3
+
+
 def test_a_copier_that_dies_is_replaced_under_running_ranks(tmp_path: Path, config: dict[str, Any], pods: Pods) -> None:
     with Gang(tmp_path / "run", [{**config, "steps": 10_000}] * 4, of_rank=pods.environment()) as gang:
         gang.wait_for(lambda progress: progress.get("memoryStep", 0) >= 3)

@@ -113,7 +113,8 @@ def check(places: Sequence[Optional[str]], ranks: int) -> Table:
             here = f"pod {place['pod']}, node {place['server']}, device {device}"
             if ip and addresses.setdefault(ip, here) != here:
                 raise Unusable(index, f"{here}: device_ip is {ip!r}, which is also that of {addresses[ip]}; "
-                               "HCCL cannot tell them apart. Give each device an address of its own (hccn_tool -i N -ip -s ...)")
+                               "HCCL cannot tell them apart. Give each device an address of its own (hccn_tool "
+                               "-i N -ip -s ...)")
     return table
 
 

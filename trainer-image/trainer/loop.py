@@ -77,6 +77,7 @@ class Loop:
         self.save_begun = 0  # step of the newest save that was started
         self.saver: Saver | None = None
         self.memory: Memory | None = None
+        self.choice: resume.Choice | None = None  # checkpoint, once somebody had to know it for sure
         self.step_seconds = math.inf  # the fastest step
         self.decide_at = 0  # the step after which it is decided how often copies are taken
 
@@ -120,6 +121,9 @@ class Loop:
         if not found:
             return None
         durable = tell_all(self.gang, lambda: resume.newest_marked(root) if root else None)
+        if root is not None and durable is not None and durable.step > found[0].step:
+            self.choice = self.verified(root)  # the newest may be damaged, and the next older than what memory has
+            durable = self.choice.marker
         for one in found:
             if durable is not None and durable.step > one.step:
                 return None
@@ -129,6 +133,8 @@ class Loop:
                 self.go_on(one.step, counters)
                 if self.saver is not None and durable is not None:
                     self.save_begun, self.saver.saved_step = durable.step, durable.step
+                    if self.choice is not None:
+                        self.saver.protected, self.saver.damaged = self.choice.path, self.choice.damaged
                     self.progress.update(durableStep=durable.step)
                 say(self.gang, f"resumed after step {self.step} from copies in memory, of run {one.run}, in "
                                f"{time.monotonic() - started:.2f} s")
@@ -141,8 +147,7 @@ class Loop:
     def resume_from_checkpoint(self, root: Path) -> bool:
         """Load the newest checkpoint that verifies, if there is one; whether there was."""
         assert self.saver is not None
-        choice = resume.newest_that_verifies(root, self.gang, self.identity, lambda text: self.warn("CheckpointDamaged",
-                                                                                                     text))
+        choice = self.choice or self.verified(root)
         self.saver.damaged = choice.damaged
         if choice.path is None or choice.marker is None:
             return False
@@ -155,6 +160,11 @@ class Loop:
         say(self.gang, f"resumed after step {self.step} from {choice.path.name}, saved by {choice.marker.world_size} "
                        f"ranks, in {time.monotonic() - started:.2f} s")
         return True
+
+    def verified(self, root: Path) -> resume.Choice:
+        """The newest checkpoint that verifies; every rank reads its share."""
+        return resume.newest_that_verifies(root, self.gang, self.identity,
+                                           lambda text: self.warn("CheckpointDamaged", text))
 
     def go_on(self, step: int, counters: dict[str, Any]) -> None:
         """Take over what came with the tensors."""

@@ -43,8 +43,10 @@ def current(turn: Turn) -> Turn:
         before = turn.status.layout or LayoutStatus()
         same = all(getattr(before, name) == size for name, size in layout.items())
         changes["layout"] = before if same else LayoutStatus(**layout)
-    if told.durable_step is not None or told.memory_step is not None:
-        changes["checkpoint"] = CheckpointStatus(durable_step=told.durable_step, memory_step=told.memory_step)
+    known = turn.status.checkpoint or CheckpointStatus()
+    durable = told.durable_step if told.durable_step is not None else known.durable_step
+    if (durable, told.memory_step) != (known.durable_step, known.memory_step):  # copies in memory may be gone
+        changes["checkpoint"] = CheckpointStatus(durable_step=durable, memory_step=told.memory_step)
     return turn.note(**changes)
 
 

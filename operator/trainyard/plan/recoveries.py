@@ -53,12 +53,15 @@ def _begun(turn: Turn) -> Turn:
 
 
 def _lost(turn: Turn, step: int | None) -> int | None:
-    """Steps between the last that was finished and the last that was saved."""
+    """Steps between the last that was finished and the last that was saved, as a checkpoint or as copies in memory."""
     if step is None:
         return None
-    told = turn.gang.progress.durable_step if turn.gang.progress else None
-    kept = told if told is not None else (turn.status.checkpoint.durable_step if turn.status.checkpoint else None)
-    return max(0, step - (kept or 0))
+    told, known = turn.gang.progress, turn.status.checkpoint
+    durable = told.durable_step if told is not None else None
+    memory = told.memory_step if told is not None else known.memory_step if known is not None else None
+    if durable is None and known is not None:
+        durable = known.durable_step
+    return max(0, step - max(durable or 0, memory or 0))
 
 
 def _completed(turn: Turn) -> Turn:

@@ -111,6 +111,22 @@ def test_a_recovery_is_told_from_its_cause_to_its_first_step() -> None:
     assert condition(done.status, "Recovering")[:2] == ("False", "Recovered")
 
 
+def test_copies_in_memory_that_are_gone_are_not_shown_and_the_checkpoint_stays() -> None:
+    case = training(step=20).after(6).formed(step=27, durable_step=20, memory_step=26)
+    made = case.plan().status.checkpoint
+    assert made is not None
+    assert (made.durable_step, made.memory_step) == (20, 26)
+    later = case.settled().after(6).formed(step=28, durable_step=None, memory_step=None).plan().status.checkpoint
+    assert later is not None
+    assert (later.durable_step, later.memory_step) == (20, None)
+
+
+def test_steps_that_copies_in_memory_saved_are_not_lost() -> None:
+    case = training(step=20).after(6).formed(step=27, durable_step=20, memory_step=26).settled().after(3)
+    (recovery,) = case.without_pod(1).plan().status.recoveries
+    assert recovery.lost_steps == 1
+
+
 def test_the_phases_of_a_recovery_are_what_pods_and_operator_saw() -> None:
     case = training(step=27).after(2)
     seen = case.snap.now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -32,10 +33,9 @@ def listen(folder: Path, answer: Answer) -> socket.socket:
             threading.Thread(target=talk, args=(sock,), daemon=True).start()
 
     def talk(sock: socket.socket) -> None:
-        with sock.makefile("rwb") as stream:
-            for line in stream:
-                stream.write(answer(line))
-                stream.flush()
+        with sock, sock.makefile("r") as lines, contextlib.suppress(BrokenPipeError):  # the rank has hung up
+            for line in lines:
+                sock.sendall(answer(line.encode()))
 
     threading.Thread(target=serve, daemon=True).start()
     return listener
