@@ -19,6 +19,7 @@ from trainer.checkpoint import recall, resume
 from trainer.checkpoint.copies import open_memory
 from trainer.checkpoint.memory import Memory, Unavailable, local_of
 from trainer.checkpoint.recall import Recall
+from trainer.checkpoint.resume import Choice
 from trainer.checkpoint.saver import Saver, State
 from trainer.config import Run
 from trainer.data import batches as data
@@ -77,7 +78,7 @@ class Loop:
         self.save_begun = 0  # step of the newest save that was started
         self.saver: Saver | None = None
         self.memory: Memory | None = None
-        self.choice: resume.Choice | None = None  # checkpoint, once somebody had to know it for sure
+        self.choice: Choice | None = None  # checkpoint, once somebody had to know it for sure
         self.step_seconds = math.inf  # the fastest step
         self.decide_at = 0  # the step after which it is decided how often copies are taken
 
@@ -161,7 +162,7 @@ class Loop:
                        f"ranks, in {time.monotonic() - started:.2f} s")
         return True
 
-    def verified(self, root: Path) -> resume.Choice:
+    def verified(self, root: Path) -> Choice:
         """The newest checkpoint that verifies; every rank reads its share."""
         return resume.newest_that_verifies(root, self.gang, self.identity,
                                            lambda text: self.warn("CheckpointDamaged", text))
