@@ -58,9 +58,8 @@ class Auto:
     async def readings(self) -> AsyncIterator[Reading | Unreadable]:
         """Of the chosen one; what stands in the way until there is one."""
         begun = time.monotonic()
-        quiet = 0.0 if self._before and self._before.backend == "npu-smi" else self._quiet
         while self._chosen is None:
-            found = await self._choose(time.monotonic() - begun >= quiet)
+            found = await self._choose(time.monotonic() - begun >= self._quiet)
             if isinstance(found, Unreadable):
                 yield found
                 await asyncio.sleep(_LOOK_SECONDS)
@@ -79,11 +78,15 @@ class Auto:
         except grpc.RpcError as error:
             return Unreadable("KubeletUnreadable", "kubelet's PodResources do not answer, so nobody can tell who "
                               f"serves {self._resource}: {' '.join(str(error).split())[:300]}")
+        ours = self._before is not None and self._before.backend == "npu-smi"
         if why := await self._served(kubelet):
+            if ours and not quiet:  # the agent before this one may be on its way out: the choice is for good
+                return Unreadable("Choosing", f"{why}, though this node's agent served {self._resource} before; "
+                                  f"waiting {self._quiet:.0f} s whether that stays so")
             log.info("observing: %s", why)
             return Observe(self._client, self._node, self._pods, self._resource)
         if self._has_driver():
-            if quiet:
+            if quiet or ours:
                 return NpuSmi(self._resource, npu_smi=self._npu_smi)
             return Unreadable("Choosing", f"nobody serves {self._resource} yet; waiting {self._quiet:.0f} s whether "
                               "another device plugin turns up")

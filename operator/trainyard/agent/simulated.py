@@ -268,8 +268,11 @@ class Simulated:
             # A large file takes its time, and a container's start must not wait for it.
             self._good = await asyncio.to_thread(self._read)
             self._wrong = None
-        except (OSError, UnicodeDecodeError) as error:
-            self._wrong = _missing(self._file, error)
+        except OSError as error:
+            self._seen, self._wrong = None, _missing(self._file, error)
+        except UnicodeDecodeError as error:
+            self._wrong = Unreadable("InvalidDevices", f"{self._file}: expected text in UTF-8, found something else "
+                                     f"({error})")
         except Unreadable as wrong:
             if first and not self._settled:
                 return  # perhaps half written: the next look decides

@@ -27,13 +27,14 @@ class OwnTable:
             return
         try:
             text = await asyncio.to_thread(self._file.read_text, encoding="utf-8")
-        except FileNotFoundError:
-            text = ""
         except (OSError, UnicodeDecodeError) as error:
-            text = None
-            self.wrong = Unreadable("InvalidFaultTable", f"{self._file}: {error}. The last valid table stays in force")
-        if text is None or text == self._text:
-            self._text = text
+            if self._text is not None or self.wrong is None:
+                log.warning("InvalidFaultTable: %s: %s", self._file, error)
+            self._text = None
+            self.wrong = Unreadable("InvalidFaultTable", f"expected the cluster's fault table in {self._file}, and it "
+                                    f"cannot be read ({error}). The last valid table stays in force until it can")
+            return
+        if text == self._text:
             return
         self._text = text
         try:

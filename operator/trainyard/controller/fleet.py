@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from trainyard.api import ACCELERATORS_HEALTHY, API_VERSION
 from trainyard.api.devices import Order as OrderType
 from trainyard.api.job import DeviceFault
-from trainyard.api.times import stamp
+from trainyard.api.times import moment, stamp
 from trainyard.controller.cluster import OURS, Cluster
 from trainyard.controller.events import Events, Subject
 from trainyard.fleet.blame import BLAME_SECONDS, codes_to_blame
@@ -104,10 +104,10 @@ class Fleet:
             known = [fault for raw in job.status.get("deviceFaults") or () if (fault := _device_fault(raw))]
             codes = codes_to_blame(known)
             for fault in known:
-                if fault.code in codes:
-                    until = self._blamed.setdefault((fault.node, fault.device, fault.code), now)
-                    self._blamed[fault.node, fault.device, fault.code] = max(
-                        until, now + timedelta(seconds=BLAME_SECONDS))
+                if fault.code in codes:  # a job that has ended keeps its faults for as long as it is there
+                    until = (moment(fault.at) or now) + timedelta(seconds=BLAME_SECONDS)
+                    key = fault.node, fault.device, fault.code
+                    self._blamed[key] = max(self._blamed.get(key, until), until)
         self._blamed = {key: until for key, until in self._blamed.items() if until > now}
         return frozenset(self._blamed)
 

@@ -233,6 +233,32 @@ async def test_auto_waits_for_other_plugins_and_for_devices(node: Node) -> None:
         backend.recall(spec("npu-smi"))  # it served before: no need to wait
         await first(backend)
         assert backend.name == "npu-smi"
+    async with running(Kubelet(NPU, CARDS), node.folder) as pods:  # kubelet still has those of the agent before
+        backend = node.auto(pods, quiet=60)
+        backend.recall(spec("npu-smi"))
+        early = await first(backend)
+        assert isinstance(early, Unreadable)
+        assert early.reason == "Choosing"
+        assert backend.name == "observe"
+        backend = node.auto(pods)
+        backend.recall(spec("npu-smi"))
+        assert len((await good(backend)).facts.devices) == 4
     unknown = await first(node.auto(PodResources(node.folder / "none.sock")))
     assert isinstance(unknown, Unreadable)
     assert unknown.reason == "KubeletUnreadable"
+
+
+async def test_devices_that_were_named_anew_make_room(tmp_path: Path) -> None:
+    """A plugin that shares or partitions devices names other ones each time."""
+    kubelet = Kubelet(GPU, [f"GPU-{number}" for number in range(200)])
+    async with running(kubelet, tmp_path) as pods:
+        backend = observe(Api({}), pods, GPU)
+        assert len((await good(backend)).facts.devices) == 200
+        kubelet.well = [f"MIG-{number}" for number in range(200)]
+        found = await backend.read()
+        assert isinstance(found, Reading)
+        assert {device.id[:3] for device in found.facts.devices} == {"MIG"}
+        kubelet.well = [f"GPU-{number}" for number in range(300)]
+        many = await backend.read()
+        assert isinstance(many, Unreadable)
+        assert many.reason == "TooManyDevices"

@@ -170,9 +170,9 @@ async def test_a_cluster_scoped_object_has_its_events_in_default(bench: Bench) -
     assert (event["involvedObject"]["kind"], event["involvedObject"]["uid"]) == ("NodeDevices", "u-n1")
 
 
-def blaming(name: str, code: str = "80E18005") -> Object:
+def blaming(name: str, code: str = "80E18005", at: datetime = NOW) -> Object:
     """A job that has raised one code on three devices."""
-    faults = [{"node": f"n{i}", "device": "d1", "code": code, "at": stamp(NOW)} for i in (1, 2, 3)]
+    faults = [{"node": f"n{i}", "device": "d1", "code": code, "at": stamp(at)} for i in (1, 2, 3)]
     return {"metadata": {"name": name, "namespace": "a", "uid": f"u-{name}", "resourceVersion": "7",
                          "creationTimestamp": stamp(NOW)}, "spec": {}, "status": {"deviceFaults": faults}}
 
@@ -185,6 +185,13 @@ async def test_what_a_job_is_to_blame_for_quarantines_nothing_even_once_it_is_go
     bench.cluster.jobs.drop("a/j", 8)
     await bench.fleet._look()
     assert not bench.api.objects[f"{DEVICES}/n1"]["spec"].get("orders")
+
+
+async def test_blame_ends_a_day_later_however_long_the_job_is_kept(bench: Bench) -> None:
+    bench.cluster.jobs.put(blaming("ended", at=NOW - timedelta(hours=25)))
+    bench.put(f"{DEVICES}/n1", told(failed_again()))
+    await bench.fleet._look()
+    assert bench.api.objects[f"{DEVICES}/n1"]["spec"]["orders"]
 
 
 async def test_a_job_with_device_faults_wakes_the_fleet(bench: Bench) -> None:
