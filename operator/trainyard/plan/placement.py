@@ -14,6 +14,7 @@ from trainyard.plan.conditions import find
 from trainyard.plan.gang import trained
 from trainyard.plan.naming import pod_name
 from trainyard.plan.preemption import PREEMPTED, Room, make_room, preempting, still_preempted
+from trainyard.plan.progress import without_memory
 from trainyard.plan.recover import drain_seconds, ever, raised
 from trainyard.plan.suspend import is_draining
 from trainyard.plan.times import fine_stamp, moment, seconds_between
@@ -162,6 +163,7 @@ def _waits(turn: Turn, rendering: Rendering, obstacle: Obstacle, count: int, roo
     claims = obstacle.reason not in NOT_ABOUT_NODES
     obstacle = preempting(obstacle, room) if room else still_preempted(turn, obstacle)
     turn = turn.judge("Scheduled", "False", obstacle.reason, obstacle.message)
+    turn = turn if turn.snap.pods else without_memory(turn)
     key = f"{turn.snap.namespace}/{turn.snap.name}"
     told = tuple(one.key for one in room.all) if room else ()
     waiting = Waiting(key, turn.snap.priority, since, count, rendering.demand, claims, nearness(turn), told)

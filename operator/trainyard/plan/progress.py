@@ -50,6 +50,14 @@ def current(turn: Turn) -> Turn:
     return turn.note(**changes)
 
 
+def without_memory(turn: Turn) -> Turn:
+    """The status of a job without pods: copies in memory went with them."""
+    known = turn.status.checkpoint
+    if known is None or known.memory_step is None:
+        return turn
+    return turn.note(checkpoint=known.model_copy(update={"memory_step": None}))
+
+
 def _made(turn: Turn, told: RankProgress) -> Progress:
     """`updated` moves with the step alone: it is also the clock of the hang policy. So does the speed, which alone is
     not worth a write."""

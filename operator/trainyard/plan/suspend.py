@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from trainyard.plan.conditions import find, holds
-from trainyard.plan.progress import current, progress
+from trainyard.plan.progress import current, progress, without_memory
 from trainyard.plan.removal import removal
 from trainyard.plan.times import fine_stamp, moment, seconds_between
 from trainyard.plan.turn import Turn
@@ -20,7 +20,7 @@ def suspend(turn: Turn) -> Turn:
         return turn
     if not turn.snap.pods:
         # The World says so too, even if nobody is left to save: it is what makes the resumption a new start.
-        return _suspended(drain(turn)).stop()
+        return without_memory(_suspended(drain(turn))).stop()
     turn = _quiet(turn, "Draining", "The ranks save their state; then the pods are removed.")
     turn = turn.judge("Suspended", "False", "Draining", "The ranks save their state; then the pods are removed.")
     if turn.world is None:

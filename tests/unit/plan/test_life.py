@@ -122,6 +122,19 @@ def test_suspend_drains_then_deletes_then_says_so() -> None:
     assert suspended().snap.status.state == "Suspended"
 
 
+def test_copies_in_memory_go_with_the_pods_of_a_suspended_job() -> None:
+    case = training().after(6).formed(step=27, durable_step=20, memory_step=26).settled()
+    known = case.snap.status.checkpoint
+    assert known is not None
+    assert known.memory_step == 26
+    gone = case.spec_with(suspend=True).applied().report(0, "Drained", drained_step=21).applied().applied().applied()
+    assert not gone.snap.pods
+    left = gone.snap.status.checkpoint
+    assert left is not None
+    assert left.durable_step is not None
+    assert left.memory_step is None
+
+
 def test_suspend_before_training_deletes_at_once() -> None:
     made = placed().spec_with(suspend=True).plan()
     assert world_of(made).phase == "Drain"
