@@ -110,10 +110,8 @@ def test_another_controllers_job_is_left_alone(yard: Yard, namespace: str) -> No
     [
         ({"data": {"sources": [{"path": "/data/no-such.txt"}]}}, "/data/no-such.txt"),
         ({"data": {"tokenizer": "/data/no-tokenizer"}}, "/data/no-tokenizer"),
-        ({"data": {"sequenceLength": 4096}}, "4096"),
-        ({"batchSize": 3}, "batch"),
     ],
-    ids=["path", "tokenizer", "sequence", "batch"],
+    ids=["path", "tokenizer"],
 )
 def test_bad_training_input_fails_once_with_one_line(
     yard: Yard, namespace: str, request: pytest.FixtureRequest, change: dict[str, object], words: str
@@ -129,3 +127,28 @@ def test_bad_training_input_fails_once_with_one_line(
     assert words in message
     assert "Traceback" not in message
     assert status["restarts"] == {"total": 0, "counted": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": {"sequenceLength": 4096}}, "4096"),
+        ({"batchSize": 3, "parallel": {"shard": 2}}, "batch"),
+        ({"parallel": {"tensor": 3}}, "parallel.tensor"),
+    ],
+    ids=["sequence", "batch", "tensor"],
+)
+def test_what_cannot_be_laid_out_is_refused_before_any_pod(
+    yard: Yard, namespace: str, request: pytest.FixtureRequest, change: dict[str, object], words: str
+) -> None:
+    name = "bad-" + request.node.callspec.id
+    manifest = training(name, namespace)
+    train = manifest["spec"]["train"]
+    for key, value in change.items():
+        train[key] = train.get(key, {}) | value if isinstance(value, dict) else value
+    job = yard.api.apply(manifest)
+    job.wait("a reason", lambda s: job.condition("Accepted", s).get("status") == "False", 60)
+    accepted = job.condition("Accepted")
+    assert accepted["reason"] == "InvalidLayout"
+    assert words in accepted["message"]
+    assert job.pods() == []
