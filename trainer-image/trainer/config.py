@@ -94,8 +94,8 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
     )
     train = read(Path(path))
     asked = Path(path).with_name(ASKED)
-    if asked.exists() and not planned.is_settled(train, run.rank.world_size):
-        train = read(asked)  # the gang has another size than it was planned for
+    if asked.exists() and not planned.is_settled(train, run.rank.world_size):  # the gang has another size than planned
+        train = planned.resized(train, run.rank.world_size) or read(asked)
     return planned.plan(train, run.rank.world_size, run.rank.local_world_size), run
 
 
@@ -165,17 +165,22 @@ def layout(config: TrainConfig, world_size: int) -> Layout:
 
 
 def batch_size(config: TrainConfig, layout: Layout) -> int:
-    """Samples an optimizer step. Raises ConfigError if the ranks cannot share them out evenly, or a pipeline gets too
-    few micro-batches."""
+    """Samples an optimizer step. Raises ConfigError if a pipeline gets too few micro-batches."""
     unit = config.micro_batch_size * layout.batch_ranks
     least = 2 * layout.pipeline if layout.schedule == "ZBV" else layout.pipeline
     batch = config.batch_size if config.batch_size is not None else unit * least
-    if batch % unit:
-        nearby = " or ".join(str(size) for size in (batch // unit * unit, (batch // unit + 1) * unit) if size)
-        raise ConfigError(f"train.batchSize should be a multiple of {unit} (microBatchSize {config.micro_batch_size} x "
-                          f"{layout.batch_ranks}, which is data x shard), found {batch}; use {nearby}")
-    check_micro_batches(layout, batch // unit)
+    check_micro_batches(layout, micro_batches(config, layout, batch))
     return batch
+
+
+def micro_batches(config: TrainConfig, layout: Layout, batch: int) -> int:
+    """Micro-batches a rank computes for a batch of so many samples: as many as every other rank. A gang that is smaller
+    than its batch was made for has some that are padding, in part or whole."""
+    count = -(-batch // (config.micro_batch_size * layout.batch_ranks))
+    if layout.schedule == "Interleaved1F1B" and layout.pipeline > 1 and batch % (config.micro_batch_size
+                                                                                 * layout.batch_ranks):
+        count += -count % layout.pipeline
+    return count
 
 
 def _whole(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from trainyard.api.train import TrainConfig
 
+from trainer import config as configs
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import recall, resume
 from trainer.checkpoint.copies import open_memory
@@ -66,7 +68,7 @@ class Loop:
         self.model, self.optimizer = model, optimizer
         self.training, self.validation = training, validation
         self.batch_size = batch_size
-        self.micro_batches = batch_size // (config.micro_batch_size * model.layout.batch_ranks)
+        self.micro_batches = configs.micro_batches(config, model.layout, batch_size)
         self.progress, self.identity = progress, identity
         self.scale = LossScale() if precision == "fp16" else None
         self.watch = GradientWatch(list(model.modules()))
@@ -309,8 +311,13 @@ class Loop:
         (tensor, context, pipeline) take the same."""
         numbers = data.numbers_of(first, micro, self.config.micro_batch_size, self.model.mesh.batch_rank,
                                   self.model.layout.batch_ranks)
+        padding = numbers >= first + self.batch_size  # of zero weight, where the ranks do not divide the batch
+        numbers = np.where(padding, first, numbers)
         documents = batches.documents(numbers) if self.config.data.document_mask else None
-        return MicroBatch(*batches.take(numbers), documents)
+        inputs, targets = batches.take(numbers)
+        if padding.any():  # not in place: inputs and targets of a single sample share their memory
+            targets = targets.masked_fill(torch.from_numpy(padding)[:, None], -1)
+        return MicroBatch(inputs, targets, documents)
 
     def add_up(self, loss: torch.Tensor, targets: int) -> Totals:
         """The one all-reduce of a step: loss and norm, and the flags on which all ranks must act alike."""

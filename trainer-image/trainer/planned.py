@@ -3,6 +3,7 @@ the operator uses (trainyard.layout), on every rank alike. No torch here."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from trainyard.api.train import TrainConfig
@@ -27,6 +28,23 @@ def plan(train: TrainConfig, ranks: int, per_node: int, hardware: Hardware | Non
         raise ConfigError(str(error)) from None
     except LayoutDoesNotFit as error:
         raise ConfigError(f"train: {error}") from None
+
+
+def resized(train: TrainConfig, ranks: int) -> TrainConfig | None:
+    """A configuration with everything set, for another number of ranks: only data and shard change, so each rank keeps
+    its slices' shapes; the batch stays. None if tensor, pipeline and context do not divide the ranks, or if something
+    was left open."""
+    sizes = [getattr(train.parallel, name) for name in SIZES]
+    if None in sizes or not is_settled(train, math.prod(sizes)):
+        return None
+    fixed = math.prod(sizes[2:])
+    if ranks % fixed:
+        return None
+    replicas = ranks // fixed
+    shard = train.parallel.shard if replicas % (train.parallel.shard or 1) == 0 else replicas
+    assert shard is not None
+    parallel = train.parallel.model_copy(update={"data": replicas // shard, "shard": shard})
+    return train.model_copy(update={"parallel": parallel})
 
 
 def is_settled(train: TrainConfig, ranks: int) -> bool:

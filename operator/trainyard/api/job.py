@@ -129,6 +129,9 @@ class FailurePolicy(Model):
     """Seconds without a finished step after which a running job is restarted. auto: 10 times the median step, once 5
     steps were finished; at least 5 s where pods watch their ranks (the shipped trainer), at least 300 s where only the
     steps that rank 0 reports are known."""
+    replace_seconds: Seconds = 120
+    """Seconds for which a gang waits for the pods that take lost ones' places, before it goes on with fewer where
+    minNodes allows it; and for which it then trains before it grows again."""
     rules: Annotated[list[FailureRule], Field(max_length=32)] = Field(default_factory=list)
     """Judged in order, the first match wins. Unless a rule names them, exit codes 78 (bad configuration) and 79 (loss
     not finite) mean Fail, and 76 (this rank's device computes wrongly) RestartNode."""
@@ -155,7 +158,9 @@ class TrainingJobSpec(Model):
     num_proc_per_node: NumProc = "auto"
     """Processes (ranks) a pod; auto: devices.perNode, or 1 without devices."""
     min_nodes: Annotated[int, Field(ge=1, le=MOST_NODES)] | None = None
-    """Smallest gang that training may go on with when no replacement can be had; default: numNodes."""
+    """Smallest gang that training may go on with when no replacement can be had for failurePolicy.replaceSeconds; it
+    grows again at a checkpoint when there is room. Default: numNodes. For the shipped trainer only data and shard
+    change then; legal sizes are in status.layout.sizes."""
     spare_nodes: Annotated[int, Field(ge=0, le=1024)] = 0
     """Warm pods beside the gang, with image, imports and devices of their own: one takes a lost pod's place at once.
     They are placed after the gang, and the job runs without them where there is no room."""
@@ -311,6 +316,9 @@ class LayoutStatus(Lenient):
     """Estimate of the fullest device's memory, such as 52.1Gi."""
     seconds_per_step: Annotated[str, Field(max_length=32)] | None = None
     """Estimate of a step's time, in decimal."""
+    sizes: Annotated[list[Count], Field(max_length=16384)] | None = None
+    """Sizes of the gang, from minNodes on, that the layout can go on with when pods are lost: those whose ranks are
+    multiples of tensor x pipeline x context."""
     explanation: Text | None = None
     """The layout in words, where the estimated time and memory go, and on what device."""
 

@@ -9,6 +9,7 @@ from trainyard.api.job import LayoutStatus, TrainingJobSpec
 from trainyard.api.train import TrainConfig
 from trainyard.layout import choose, settle
 from trainyard.layout.job import of_job
+from trainyard.layout.sizes import check_min_nodes, gang_sizes
 from trainyard.layout.table import sentence
 from trainyard.layout.types import Estimate, Workload
 
@@ -19,9 +20,14 @@ def plan_layout(spec: TrainingJobSpec, device: str = "") -> tuple[TrainConfig | 
     start. `device`: the model that the nodes' agents tell. Raises InvalidLayout and LayoutDoesNotFit."""
     work = of_job(spec, model=device)
     if spec.train is None or work is None:
+        check_min_nodes(spec, None)
         return spec.train, None
     best = choose(work).best
-    return settle(spec.train, work, best.layout), status_of(work, best)
+    status = status_of(work, best)
+    check_min_nodes(spec, status)
+    if spec.min_nodes is not None:
+        status = status.model_copy(update={"sizes": gang_sizes(spec, status)})
+    return settle(spec.train, work, best.layout), status
 
 
 def status_of(work: Workload, each: Estimate) -> LayoutStatus:

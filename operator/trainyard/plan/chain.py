@@ -13,6 +13,7 @@ from trainyard.plan.bringup import bringup
 from trainyard.plan.changed import changed
 from trainyard.plan.deadline import deadline
 from trainyard.plan.devices import devices
+from trainyard.plan.elastic import elastic
 from trainyard.plan.events import events
 from trainyard.plan.failure import failure
 from trainyard.plan.finished import finished
@@ -51,7 +52,7 @@ CHAIN: tuple[Policy, ...] = (
     # what went wrong? (faults are only collected)
     lost_world, devices, losses, peers, failure, missing, moves, hang,
     # a spare in the place of a pod that is waited for
-    promotion,
+    promotion, elastic,
     # one write answers all of it
     recover,
     # get every place filled

@@ -57,8 +57,8 @@ def _recovery(turn: Turn) -> Turn:
         return turn
     if before is None or now.at != before.at:
         message = f"{now.cause}: {now.culprit}" + (f"\n{now.text}" if now.text else "")
-        moved = now.cause == "Moved"
-        turn = _say(turn, "Moved" if moved else "Recovering", message, not moved)
+        planned = now.cause in ("Moved", "Grown")
+        turn = _say(turn, now.cause if planned else "Recovering", message, not planned)
     done = now.milliseconds.total
     if done is not None and (before is None or before.at != now.at or before.milliseconds.total is None):
         step = f" at step {turn.status.progress.step:,}" if turn.status.progress else ""

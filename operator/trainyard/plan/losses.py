@@ -12,13 +12,14 @@ from trainyard.plan.times import seconds_between
 from trainyard.plan.turn import Fault, Turn, Weight
 from trainyard.plan.types import PodView
 
+PASSING = ("Moved", "Grown")  # causes of a Drain after which the gang goes on at once
 FROM_OUTSIDE = (None, 0, 137, 143)  # exit codes of a container that somebody else ended, or that just left
 
 
 def active(turn: Turn) -> bool:
     """Whether the gang is meant to train: not suspended, not over."""
     world = turn.world
-    return world is not None and (world.phase == "Run" or (world.phase == "Drain" and world.cause.kind == "Moved"))
+    return world is not None and (world.phase == "Run" or (world.phase == "Drain" and world.cause.kind in PASSING))
 
 
 def losses(turn: Turn) -> Turn:

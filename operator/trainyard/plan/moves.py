@@ -123,7 +123,8 @@ def _with_move(turn: Turn, leaving: dict[int, Mover], always: bool = False) -> T
         return turn
     assert turn.world is not None
     culprit = _words(leaving) or turn.world.cause.culprit
-    return turn.with_faults(Fault("Moved", culprit, turn.now, frozenset(leaving), "planned"))
+    kind = turn.world.cause.kind if turn.world.phase == "Drain" else "Moved"
+    return turn.with_faults(Fault(kind, culprit, turn.now, frozenset(leaving), "planned"))
 
 
 def _words(leaving: dict[int, Mover]) -> str:

@@ -12,6 +12,7 @@ from trainyard.placement.books import Books, Nearness, Obstacle
 from trainyard.placement.place import check_quota, place
 from trainyard.plan.conditions import find
 from trainyard.plan.gang import trained
+from trainyard.plan.losses import PASSING
 from trainyard.plan.naming import pod_name
 from trainyard.plan.preemption import PREEMPTED, Room, make_room, preempting, still_preempted
 from trainyard.plan.progress import without_memory
@@ -29,7 +30,7 @@ NOT_ABOUT_NODES = ("PodNameTaken", "QuotaExceeded")  # obstacles that no free no
 def placement(turn: Turn) -> Turn:
     """Every index without a pod gets one, all of a new gang or none."""
     rendering, world = turn.snap.rendering, turn.world
-    if rendering is None or (world is not None and world.phase == "Drain" and world.cause.kind == "Moved"):
+    if rendering is None or (world is not None and world.phase == "Drain" and world.cause.kind in PASSING):
         return turn
     start = _started_world(turn)
     wanted = start.gang.missing

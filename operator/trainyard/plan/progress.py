@@ -42,7 +42,7 @@ def current(turn: Turn) -> Turn:
     if layout:  # the estimate stays if it is about this layout
         before = turn.status.layout or LayoutStatus()
         same = all(getattr(before, name) == size for name, size in layout.items())
-        changes["layout"] = before if same else LayoutStatus(**layout)
+        changes["layout"] = before if same else LayoutStatus(**layout, sizes=before.sizes)
     known = turn.status.checkpoint or CheckpointStatus()
     durable = told.durable_step if told.durable_step is not None else known.durable_step
     if (durable, told.memory_step) != (known.durable_step, known.memory_step):  # copies in memory may be gone

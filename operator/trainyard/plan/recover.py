@@ -21,7 +21,7 @@ def recover(turn: Turn) -> Turn:
     if world is None or not turn.faults:
         return turn
     lost = frozenset[int]().union(*(fault.replace for fault in turn.faults))
-    members = seated(turn, lost)
+    members = seated(turn, lost, any(fault.kind == "Shrunk" for fault in turn.faults))
     made = world.model_copy(
         update={
             "generation": world.generation + 1,
@@ -39,6 +39,10 @@ def recover(turn: Turn) -> Turn:
     for index in promoted:
         words = f"Spare pod {turn.gang.spares[index].name} takes place {members.index(index)} of the gang."
         turn = turn.emit("Normal", "Promoted", words)
+    if len(members) < turn.gang.size:
+        why = shorten(turn.faults[0].culprit, 512)
+        words = f"The gang goes on with {len(members)} of {turn.spec.num_nodes} pods: {why}."
+        turn = turn.emit("Warning", "Shrunk", words)
     return turn.with_world(made).avoiding(avoid)
 
 
@@ -69,12 +73,15 @@ def _cause(turn: Turn, world: WorldSpec) -> Cause:
     first = min(turn.faults, key=lambda fault: (WEIGHTS[fault.weight], fault.at))
     before = world.cause
     if first.refund:  # one fault, one recovery: it was known by its consequence so far
-        update = {"kind": first.kind, "culprit": shorten(first.culprit, 512), "counted": max(0, before.counted - 1)}
-        return before.model_copy(update=update)
+        known = {"kind": first.kind, "culprit": shorten(first.culprit, 512), "counted": max(0, before.counted - 1)}
+        return before.model_copy(update=known)
     counted = before.counted + (first.weight == "counted")
     total = before.total + _adds(turn, first)
     if _folds(turn, first):
-        return before.model_copy(update={"total": total, "counted": counted})
+        update: dict[str, object] = {"total": total, "counted": counted}
+        if first.kind == "Shrunk":  # the same recovery goes on, and is told by what became of it
+            update |= {"kind": first.kind, "culprit": shorten(f"{first.culprit}; {before.culprit}", 512)}
+        return before.model_copy(update=update)
     return Cause(
         kind=first.kind, culprit=shorten(first.culprit, 512), at=fine_stamp(first.at), step=known_step(turn),
         happened=fine_stamp(first.happened) if first.happened else None,

@@ -16,9 +16,12 @@ def running(turn: Turn) -> Turn:
     turn = _scheduled(turn)
     if world.phase == "Drain":
         words = f"The ranks save their state first: {world.cause.culprit}."
-        return turn.judge("Running", "False", "Moving", words).judge("Recovering", "True", "Moved", words)
+        moving = turn.judge("Running", "False", "Moving", words)
+        return moving.judge("Recovering", "True", world.cause.kind, words)
     if turn.gang.formed:
-        words = f"All {turn.gang.size} pods train in generation {world.generation}."
+        fewer = turn.gang.size < turn.spec.num_nodes
+        who = f"{turn.gang.size} of {turn.spec.num_nodes}" if fewer else f"All {turn.gang.size}"
+        words = f"{who} pods train in generation {world.generation}."
         return turn.judge("Running", "True", "Training", words)
     return turn.judge("Running", "False", *_waiting_for(turn))
 

@@ -1,23 +1,47 @@
-"""Which pod holds which place of the next generation: survivors stay, spares take the places of those that are lost."""
+"""Which pod holds which place of the next generation: survivors stay, spares take the places of those that are lost,
+and a gang for which there is not enough gets smaller."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trainyard.layout.sizes import gang_sizes
+from trainyard.plan.changed import is_changed
 from trainyard.plan.gang import trained
 from trainyard.plan.nodes import unreachable
 from trainyard.plan.turn import Turn
 from trainyard.plan.types import PodView
 
 
-def seated(turn: Turn, lost: frozenset[int]) -> tuple[int, ...]:
+def seated(turn: Turn, lost: frozenset[int], give_up: bool = False) -> tuple[int, ...]:
     """Indices of the pods of the next generation, in the order of its places. A place for which there is no spare
-    keeps its index: the next incarnation of that is placed and waited for."""
+    keeps its index: the next incarnation of that is placed and waited for; with `give_up` the gang goes on without
+    it. A gang that has shrunk takes what spares are left, up to the size that it should have."""
     ready = warm(turn)
     vacant = idle(turn)
     gone = [index for index in turn.gang.members if index in lost or index in vacant]
     promoted = dict(zip(gone, ready, strict=False))
-    return tuple(promoted.get(index, index) for index in turn.gang.members)
+    members = [promoted.get(index, index) for index in turn.gang.members]
+    if give_up:
+        members = [index for index in members if index not in gone]
+        return tuple(members[: largest(turn, len(members))])
+    more = ready[len(gone):]
+    size = largest(turn, len(members) + len(more))
+    return tuple([*members, *more][: max(size, len(members))])
+
+
+def largest(turn: Turn, most: int) -> int:
+    """The largest size that the gang may have, of at most so many pods; 0: none."""
+    return max((size for size in sizes(turn) if size <= most), default=0)
+
+
+def sizes(turn: Turn) -> list[int]:
+    """Sizes that the gang may have, ascending: numNodes, and smaller ones from minNodes on, as far as the ranks of the
+    shipped trainer's layout share them out evenly."""
+    rendering = turn.snap.rendering
+    if is_changed(turn):  # another numNodes counts only once the job was suspended
+        return [turn.gang.size]
+    return gang_sizes(turn.spec, rendering.layout) if rendering else [turn.spec.num_nodes]
 
 
 def places_of(members: Sequence[int]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from trainyard.plan.naming import pod_name
 from trainyard.plan.nodes import gone, unready
 from trainyard.plan.placement import LOOK_AGAIN_SECONDS, find_places, nearness
 from trainyard.plan.recover import raised
-from trainyard.plan.seats import idle, is_warm, warm
+from trainyard.plan.seats import idle, is_warm, sizes, warm
 from trainyard.plan.times import moment, seconds_between, stamp
 from trainyard.plan.turn import Fault, Turn
 from trainyard.plan.types import CreatePod, PodView, Rendering, Waiting
@@ -41,14 +41,14 @@ def spares(turn: Turn) -> Turn:
     """As many spares as the job wants and there is room for."""
     if not active(turn) or turn.world is None or turn.world.phase != "Run":
         return turn
-    wanted = turn.spec.spare_nodes
+    wanted = turn.spec.spare_nodes + max(0, max(sizes(turn)) - turn.gang.size)
     turn = _without_lost(turn)
     turn = _without(turn, _surplus(turn, wanted))
     obstacle = None
     missing = wanted - len(turn.gang.spares)
     if missing > 0 and _is_complete(turn) and turn.snap.rendering is not None:
         turn, obstacle = _made(turn, turn.snap.rendering, min(missing, MOST_AT_ONCE))
-    return _judged(turn, wanted, obstacle)
+    return _judged(turn, turn.spec.spare_nodes, wanted, obstacle)
 
 
 def without_condition(turn: Turn, kind: ConditionType) -> Turn:
@@ -163,17 +163,19 @@ def _incarnation(turn: Turn, index: int) -> int:
     return highest_incarnation(turn.snap, turn.world, index) + 1
 
 
-def _judged(turn: Turn, wanted: int, obstacle: Obstacle | None) -> Turn:
-    if not wanted:
+def _judged(turn: Turn, asked: int, wanted: int, obstacle: Obstacle | None) -> Turn:
+    """What is made beyond `asked` is for a gang that has shrunk."""
+    if not asked and wanted == asked:
         return without_condition(turn, "SparesReady")
     ready = min(wanted, len(warm(turn)))
+    which = "spare pods" if wanted == asked else "pods beside the gang"
     if ready == wanted:
-        words = f"{'The spare pod is' if wanted == 1 else f'All {wanted} spare pods are'} ready."
+        words = f"{'The spare pod is' if wanted == asked == 1 else f'All {wanted} {which} are'} ready."
         return turn.judge("SparesReady", "True", "SparesReady", words)
     if obstacle is None:
-        words = f"{ready} of {wanted} spare pods have started."
+        words = f"{ready} of {wanted} {which} have started."
         return turn.judge("SparesReady", "False", "SparesStarting", words)
-    words = f"{ready} of {wanted} spare pods are there; the job runs without the rest. {obstacle.message}"
+    words = f"{ready} of {wanted} {which} are there; the job runs without the rest. {obstacle.message}"
     turn = turn.judge("SparesReady", "False", obstacle.reason, words)
     assert turn.snap.rendering is not None
     found = find(turn.status, "SparesReady")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trainer import config
+from trainer import config, planned
 from trainer.errors import ConfigError
 from trainer.parallel import pipeline
 from trainer.parallel.layout import Layout, check_micro_batches, complete, even_stages, fit
@@ -109,9 +109,36 @@ def test_batch_size() -> None:
     assert config.batch_size(train(batchSize=24, microBatchSize=2), layout_of(4)) == 24
     assert config.batch_size(train(microBatchSize=2), layout_of(8, tensor=2, context=2)) == 4
     assert config.batch_size(train(), layout_of(4, pipeline=2)) == 4
-    with pytest.raises(ConfigError, match=r"multiple of 8 \(microBatchSize 2 x 4, which is data x shard\), found 12; "
-                                          r"use 8 or 16"):
-        config.batch_size(train(batchSize=12, microBatchSize=2), layout_of(4))
+    assert config.batch_size(train(batchSize=12, microBatchSize=2), layout_of(4)) == 12, "the rest is padding"
+
+
+@pytest.mark.parametrize(("batch", "ranks", "parallel", "count"), [
+    (8, 4, {}, 2), (8, 3, {}, 3), (8, 2, {}, 4), (2, 4, {}, 1), (9, 2, {}, 5),
+    (16, 4, {"pipeline": 2, "schedule": "Interleaved1F1B"}, 8),
+    (10, 6, {"pipeline": 2, "schedule": "Interleaved1F1B"}, 4),
+])
+def test_every_rank_computes_as_many_micro_batches(batch: int, ranks: int, parallel: dict[str, Any],
+                                                  count: int) -> None:
+    assert config.micro_batches(train(batchSize=batch), layout_of(ranks, **parallel), batch) == count
+
+
+@pytest.mark.parametrize(("parallel", "ranks", "data", "shard"), [
+    ({"data": 1, "shard": 4}, 3, 1, 3), ({"data": 2, "shard": 2}, 2, 1, 2), ({"data": 2, "shard": 2}, 3, 1, 3),
+    ({"data": 4, "shard": 1}, 3, 3, 1), ({"data": 2, "shard": 2, "tensor": 2}, 4, 1, 2),
+    ({"data": 2, "shard": 2, "tensor": 2}, 5, None, None), ({"shard": 4}, 3, None, None),
+])
+def test_for_fewer_ranks_only_data_and_shard_change(parallel: dict[str, int], ranks: int, data: int | None,
+                                                    shard: int | None) -> None:
+    whole = {} if data is None and "data" not in parallel else {"tensor": 1, "pipeline": 1, "context": 1}
+    asked = train(batchSize=8, microBatchSize=1, parallel={**whole, **parallel})
+    made = planned.resized(asked, ranks)
+    if data is None:
+        assert made is None
+    else:
+        assert made is not None
+        assert (made.parallel.data, made.parallel.shard) == (data, shard)
+        assert planned.is_settled(made, ranks)
+        assert made.batch_size == 8
 
 
 @pytest.mark.parametrize(("parallel", "count", "message"), [

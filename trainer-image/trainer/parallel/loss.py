@@ -17,7 +17,7 @@ def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, group: Any = 
     """Sum of -log softmax(logits)[target], a scalar in fp32, the same at every rank of the group.
 
     logits: (..., vocabulary), or (..., vocabulary / ranks) with rank r of `group` holding the r-th part; targets:
-    (...), in the whole vocabulary."""
+    (...), in the whole vocabulary; those below 0 (padding) weigh nothing."""
     total: torch.Tensor = _CrossEntropy.apply(logits.flatten(0, -2), targets.flatten(), group)
     return total
 
@@ -42,17 +42,18 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]  # torch is 
         if group is not None:
             dist.all_reduce(sums, group=group)
         log_sum = sums[0].log() + largest
-        context.save_for_backward(logits, log_sum, here, mine)
-        return (log_sum - sums[1]).sum()
+        counts = targets >= 0
+        context.save_for_backward(logits, log_sum, here, mine, counts)
+        return torch.where(counts, log_sum - sums[1], 0.0).sum()
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        logits, log_sum, here, mine = context.saved_tensors
+        logits, log_sum, here, mine, counts = context.saved_tensors
         result = torch.empty_like(logits)
         for part in _parts(*logits.shape):
             chances = (logits[part].float() - log_sum[part, None]).exp_()
             chances.scatter_add_(-1, here[part, None], -mine[part, None].float())
-            result[part] = chances.mul_(gradients[0])
+            result[part] = chances.mul_(torch.where(counts[part, None], gradients[0], 0.0))
         return result, None, None
 
 
