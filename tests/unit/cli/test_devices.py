@@ -71,3 +71,13 @@ def test_the_table() -> None:
     assert lines[5] == "node-a: HealthUnreadable: npu-smi hangs"
     assert len({line.index("HEALTH") if "HEALTH" in line else line.index(word) for line, word in zip(
         lines[:4], ("HEALTH", "Healthy", "Unhealthy", "Unhealthy"), strict=True)}) == 1
+
+
+def test_what_is_wrong_although_devices_work_is_shown() -> None:
+    def node(reason: str, message: str) -> dict[str, Any]:
+        return {"metadata": {"name": "node-a"}, "spec": {"devices": [{"id": "d", "physical": 0}]}, "status": {
+            "conditions": [{"type": "Ready", "status": "True", "reason": reason, "message": message,
+                            "lastTransitionTime": "2026-11-22T04:59:00Z"}]}}
+    lines = table([node("InvalidFaultTable", "codes.A1")], NOW).splitlines()
+    assert lines[2:] == ["node-a: InvalidFaultTable: codes.A1"]
+    assert table([node("Serving", "")], NOW).splitlines()[2:] == []
