@@ -41,6 +41,12 @@ class Cause(Lenient):
     """Restarts up to and including this one."""
     counted: Count = 0
     """Those of them that count towards maxRestarts."""
+    failure: Annotated[str, Field(max_length=256)] = ""
+    """What failed, without numbers: the same again without a new step is a crash loop."""
+    repeats: Count = 0
+    """Times in a row that it was that."""
+    node: Annotated[str, Field(max_length=253)] = ""
+    """The node of all of these; empty: different ones."""
 
 
 class WorldSpec(Lenient):

@@ -9,15 +9,17 @@ from datetime import datetime, timedelta
 from trainyard.api import EXIT_CONFIG, EXIT_DIVERGED, EXIT_SUSPECT_DEVICE
 from trainyard.api.job import Avoid
 from trainyard.plan.finished import end
+from trainyard.plan.loops import LIMIT, loop, signature
 from trainyard.plan.losses import active, own_failure
 from trainyard.plan.moves import movers
 from trainyard.plan.restarts import action, exhausted, no_new_step
 from trainyard.plan.times import moment, seconds_between, stamp
-from trainyard.plan.turn import Fault, Turn, Weight
+from trainyard.plan.turn import Fault, Loop, Turn, Weight
 from trainyard.plan.types import PodView, Report
 
 ROOT_SECONDS = 1.5  # consequences wait this long for their root; then the earliest is taken for it
 FAILED = {EXIT_CONFIG: "BadConfiguration", EXIT_DIVERGED: "Diverged"}  # reasons of a failed job
+TAIL = 2000  # characters of a rank's output in the reason of a failed job
 AVOID_SECONDS = 600.0  # how long RestartNode keeps the job away from a node, if there are others
 
 
@@ -35,7 +37,8 @@ class Ended:
     root: bool
     happened: datetime | None = None  # when its supervisor saw it end
     hang: bool = False  # it was stopped, and killed for that
-    text: str = ""
+    text: str = ""  # its last lines
+    oom: bool = False
 
     @property
     def words(self) -> str:
@@ -86,15 +89,27 @@ def _answer(turn: Turn, root: Ended, indices: frozenset[int]) -> Turn:
     weight: Weight = "free" if chosen == "Ignore" or suspect else "counted"
     if weight == "counted" and turn.world.cause.counted >= policy.max_restarts:
         return exhausted(turn, root.words)
+    seen = loop(turn, signature(root.code, root.why, root.oom), root.node) if weight == "counted" else None
+    if seen is not None and seen.times >= LIMIT:
+        return _crash_loop(turn, root, seen)
     dead = {index for index in indices if (pod := turn.gang.holders.get(index)) is not None and pod.ended}
     avoid: tuple[Avoid, ...] = ()
-    if chosen == "RestartNode":
+    same_node = seen is not None and seen.times == LIMIT - 1 and bool(seen.node)  # the last try is made elsewhere
+    if chosen == "RestartNode" or same_node:
         dead.add(root.index)
         if root.node:
             until = stamp(turn.now + timedelta(seconds=AVOID_SECONDS))
-            avoid = (Avoid(node=root.node, reason=f"RestartNode: {root.words}"[:4096], until=until),)
+            why = "RestartNode" if chosen == "RestartNode" else "the same failure twice here"
+            avoid = (Avoid(node=root.node, reason=f"{why}: {root.words}"[:4096], until=until),)
     return turn.with_faults(Fault("RankFailed", root.words, root.at, frozenset(dead), weight, avoid,
-                                  happened=root.happened))
+                                  happened=root.happened, loop=seen))
+
+
+def _crash_loop(turn: Turn, root: Ended, seen: Loop) -> Turn:
+    """The job has failed, with all that is known of it."""
+    where = f"each time on node {seen.node}" if seen.node else f"on several nodes, last on {root.node}"
+    words = f"{root.words}; the same {seen.times} times without a newly finished step, {where}"
+    return end(turn, "Failed", "CrashLoop", f"{words}. Last lines:\n{root.text[-TAIL:]}" if root.text else words)
 
 
 def _answer_stopped(turn: Turn, root: Ended) -> Turn:
@@ -139,7 +154,7 @@ def _rank(turn: Turn, report: Report) -> Ended:
         why = f"killed by the kernel for want of memory (OOM){': ' + why if why else ''}"
     who = f"rank {failure.rank} of pod {report.pod}"
     return Ended(pod.index, pod.name, pod.node, who, failure.exit_code, why, report.received, failure.root,
-                 moment(failure.at), failure.hang, failure.text if failure.hang else "")
+                 moment(failure.at), failure.hang, failure.text, failure.oom or pod.oom)
 
 
 def _container(turn: Turn, pod: PodView) -> Ended:
@@ -147,4 +162,4 @@ def _container(turn: Turn, pod: PodView) -> Ended:
     why = oom if pod.oom else pod.message or pod.reason
     code = next((code for code in (pod.exit_code, pod.init_exit_code) if code is not None), 137)
     who = f"{f'init container {pod.failed_init}' if pod.failed_init else 'container'} of pod {pod.name}"
-    return Ended(pod.index, pod.name, pod.node, who, code, why, turn.now, True)
+    return Ended(pod.index, pod.name, pod.node, who, code, why, turn.now, True, oom=pod.oom)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trainyard.api.protocol import Cause, Master, WorldSpec
 from trainyard.plan.conditions import shorten
 from trainyard.plan.gang import highest_incarnation
@@ -85,8 +87,14 @@ def _cause(turn: Turn, world: WorldSpec) -> Cause:
     return Cause(
         kind=first.kind, culprit=shorten(first.culprit, 512), at=fine_stamp(first.at), step=known_step(turn),
         happened=fine_stamp(first.happened) if first.happened else None,
-        total=total, counted=counted,
+        total=total, counted=counted, **_loop(first),
     )  # fmt: skip
+
+
+def _loop(fault: Fault) -> dict[str, Any]:
+    if fault.loop is None:
+        return {}
+    return {"failure": fault.loop.failure, "repeats": fault.loop.times, "node": fault.loop.node}
 
 
 def _folds(turn: Turn, fault: Fault) -> bool:

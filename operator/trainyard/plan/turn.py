@@ -18,6 +18,15 @@ Weight = Literal["planned", "free", "counted"]
 
 
 @dataclass(frozen=True, slots=True)
+class Loop:
+    """How often the same failure was seen in a row, without a step in between."""
+
+    failure: str  # what failed, without numbers, which change from time to time; empty: cannot be compared
+    times: int
+    node: str  # the node of all of them; empty: different ones
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Something that takes the gang to its next generation."""
 
@@ -30,6 +39,7 @@ class Fault:
     refund: bool = False  # the recovery under way was counted for what turns out to be this
     happened: datetime | None = None  # where a pod could tell
     text: str = ""  # evidence: stacks, last lines
+    loop: Loop | None = None  # a rank's failure: how often it was this one
 
 
 @dataclass(frozen=True, slots=True)

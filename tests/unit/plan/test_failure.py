@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from trainyard.plan.types import CreatePod, DeletePod, PutWorld
-from unit.plan.builders import condition, of_type, placed, rank_failure, training, world_of
+from unit.plan.builders import Case, condition, of_type, placed, rank_failure, training, world_of
 
 RULES = {
     "rules": [
@@ -153,3 +153,35 @@ def test_an_init_container_that_fails_counts_and_ends_the_job_at_last() -> None:
     assert condition(case.plan().status, "Failed")[1] == "MaxRestartsExceeded"
     refused = placed().pod(1, init_exit_code=143, **broken).plan()
     assert world_of(refused).cause.kind == "Start", "it was ended from outside"
+
+
+def fails(case: Case, reason: str, code: int = 1) -> Case:
+    failure = rank_failure(code).model_copy(update={"reason": reason, "text": "Traceback\nlast words"})
+    return case.report(1, "RankFailed", failure=failure)
+
+
+def test_the_same_failure_three_times_without_a_step_ends_the_job_with_the_evidence() -> None:
+    case = fails(training(), "KeyError: 17")
+    assert (world_of(case.plan()).cause.repeats, world_of(case.plan()).incarnations) == (1, {})
+    case = fails(case.applied().formed(), "KeyError: 18")
+    made = case.plan()
+    assert (world_of(made).cause.repeats, world_of(made).incarnations) == (2, {"1": 2})
+    assert [entry.node for entry in made.status.avoid] == ["n1"], "the last try is made elsewhere"
+    case = fails(case.applied().started().settled().formed(), "KeyError: 19")
+    status, reason, message = condition(case.plan().status, "Failed")
+    assert (status, reason) == ("True", "CrashLoop")
+    for words in ("KeyError: 19", "3 times without a newly finished step", "on several nodes, last on n", "last words"):
+        assert words in message
+
+
+@pytest.mark.parametrize("second", ["another", "step", "killed"])
+def test_no_crash_loop(second: str) -> None:
+    code = -9 if second == "killed" else 1
+    case = fails(training(), "KeyError: 17", code).applied()
+    if second == "step":
+        told = {"step": 21, "steps": 100, "seconds_per_step": "1.0"}
+        case = case.formed(**told).settled()
+    else:
+        case = case.formed()
+    case = fails(case, "OSError" if second == "another" else "KeyError: 17", code)
+    assert world_of(case.plan()).cause.repeats == 1

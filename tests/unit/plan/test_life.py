@@ -70,8 +70,9 @@ def test_an_invalid_spec_is_quoted_and_what_runs_goes_on() -> None:
 
 def test_a_limit_that_cannot_be_read_ends_no_job() -> None:
     case = training(failurePolicy={"maxRestarts": 100})
-    for _ in range(12):
-        case = case.report(0, "RankFailed", failure=rank_failure(1)).settled().formed(step=20, steps=100).settled()
+    for number in range(12):
+        told = {"step": 21 + number, "steps": 100}
+        case = case.report(0, "RankFailed", failure=rank_failure(1)).settled().formed(**told).settled()
     assert case.snap.status.restarts.counted == 12
     made = case.but(spec=None, spec_error="no").report(0, "RankFailed", failure=rank_failure(1)).plan()
     assert condition(made.status, "Failed")[0] == ""
