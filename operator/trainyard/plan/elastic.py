@@ -48,7 +48,8 @@ def _grown(turn: Turn) -> Turn:
     saved = turn.status.checkpoint
     if not rendering.checkpoint and (saved is None or saved.memory_step is None):
         return turn  # it would begin anew; the next recovery takes the pods in
-    words = f"{size - turn.gang.size} more pods are ready: the gang grows to {size}"
+    fresh = size - turn.gang.size
+    words = f"{fresh} more {'pod is' if fresh == 1 else 'pods are'} ready: the gang grows to {size}"
     if not rendering.checkpoint:
         return turn.with_faults(Fault("Grown", words, turn.now, weight="planned"))
     cause = turn.world.cause.model_copy(
