@@ -86,9 +86,11 @@ class Cluster:
     acted: int = 0
     names: set[str] = field(default_factory=set)
     spares: int = 0
+    least: int = 3  # minNodes
 
     def __post_init__(self) -> None:
-        self.job = spec(self.nodes, scheduleSeconds=30, spareNodes=self.spares)
+        self.job = spec(self.nodes, scheduleSeconds=30, spareNodes=self.spares,
+                        minNodes=self.least, failurePolicy={"replaceSeconds": 4})
 
     # --- what the operator does -----------------------------------------------------------------------------------
     def snapshot(self) -> Snapshot:
