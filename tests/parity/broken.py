@@ -100,11 +100,29 @@ def gradients_divided_by_micro_batches() -> None:
                 self, *given, **{**named, "scale_grads": True})})
 
 
+def experts_balanced_by_each_rank() -> None:
+    """The balancing loss is the mean of the ranks' own."""
+    from trainer.parallel import model
+
+    module: Any = model
+    right = module.balance_sum
+    module.balance_sum = lambda logits, chosen, weight, ranks: right(logits, chosen, weight, 1)
+
+
+def experts_not_averaged() -> None:
+    """The gradients of experts are a sum over their ranks, those of everything else a mean."""
+    from trainer.parallel import experts
+
+    right = experts._local
+    experts._local = lambda weight, divisor: right(weight, 1)
+
+
 DAMAGES: dict[str, Callable[[], None]] = {
     "none": lambda: None, **{one.__name__: one for one in (
         no_reduce_of_replicas, wrong_scale, no_reduce_in_attention, norms_counted_by_every_rank,
         loss_of_a_part_of_the_vocabulary, same_samples_everywhere, dead_embedding, positions_from_zero,
-        ring_without_causal_order, gradients_divided_by_micro_batches)}}
+        ring_without_causal_order, gradients_divided_by_micro_batches, experts_balanced_by_each_rank,
+        experts_not_averaged)}}
 
 
 def apply(name: str) -> None:

@@ -26,10 +26,8 @@ class Step:
 
 def steps_of(config: dict[str, Any]) -> list[Step]:
     """Train one process."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     train = TrainConfig.model_validate(config)
-    model: Any = LlamaForCausalLM(LlamaConfig(**{**shape.fields(train.model), "use_cache": False}))
+    model = _model(train)
     weights.draw(model, train.seed)
     matrices = [p for name, p in model.named_parameters() if p.dim() > 1 and "embed_tokens" not in name]
     others = [p for name, p in model.named_parameters() if p.dim() == 1 or "embed_tokens" in name]
@@ -40,22 +38,48 @@ def steps_of(config: dict[str, Any]) -> list[Step]:
     found = []
     for step in range(STEPS):
         numbers = np.arange(step * BATCH, (step + 1) * BATCH)
-        inputs, targets = Samples().take(numbers)
-        mask = None
-        if train.data.document_mask:
-            documents = Samples().documents(numbers)
-            mask = (documents[:, :, None] == documents[:, None]).tril()[:, None]
-        logits = model(input_ids=inputs, attention_mask=mask).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
+        loss = sum(_backward(model, train, part, len(numbers)) for part in np.array_split(numbers, _parts(train)))
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-        found.append(Step(float(loss.detach()), float(norm), gradients))
+        found.append(Step(loss, float(norm), gradients))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, train.steps, step + 1)
         optimizer.step()
         optimizer.zero_grad()
     return found
+
+
+def _model(train: TrainConfig) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+    fields = {**shape.fields(train.model), "use_cache": False}
+    if train.model.family == "llama2":
+        return LlamaForCausalLM(LlamaConfig(**fields))
+    return MixtralForCausalLM(MixtralConfig(**fields, output_router_logits=True, experts_implementation="eager"))
+
+
+def _parts(train: TrainConfig) -> int:
+    """Into how many a batch is divided: only a mixture tells the difference."""
+    return BATCH // train.micro_batch_size if train.model.family == "mixtral" else 1
+
+
+def _backward(model: Any, train: TrainConfig, numbers: Any, whole: int) -> float:
+    """Add the gradients of samples of a batch of `whole`; returns their part of its loss, without what balances a
+    mixture's experts."""
+    inputs, targets = Samples().take(numbers)
+    mask = None
+    if train.data.document_mask:
+        documents = Samples().documents(numbers)
+        mask = (documents[:, :, None] == documents[:, None]).tril()[:, None]
+    if train.model.family == "mixtral" and mask is not None:
+        raise ValueError("transformers' balancing loss takes no mask of documents")
+    found = model(input_ids=inputs, attention_mask=mask)
+    loss = torch.nn.functional.cross_entropy(found.logits.flatten(0, 1), targets.flatten()) * (len(numbers) / whole)
+    balance: Any = 0.0
+    if train.model.family == "mixtral":
+        balance = model.config.router_aux_loss_coef * found.aux_loss * (len(numbers) / whole)
+    (loss + balance).backward()
+    return float(loss.detach())
 
 
 def save(config: dict[str, Any], file: Path) -> None:

@@ -15,16 +15,23 @@ BATCH = 8
 MODEL: dict[str, Any] = {
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 8,
     "num_key_value_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.08}
+MIXTURE: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.1}
+"""For the family mixtral: a loss that balances experts more than usual, so that mistakes in it are seen."""
 
 
 def config(ranks: int = 1, documents: bool = False, **fields: Any) -> dict[str, Any]:
-    """A TrainConfig; `model` is laid over MODEL, everything else over the rest."""
-    model = {**MODEL, **fields.pop("model", {})}
+    """A TrainConfig; `model` is laid over MODEL, everything else over the rest. A mixture of
+    experts computes the batch at once, unless it is told otherwise: experts are balanced over a micro-batch of all
+    ranks."""
+    family = fields.pop("family", "llama2")
+    model = {**MODEL, **(MIXTURE if family == "mixtral" else {}), **fields.pop("model", {})}
     spread = fields.get("parallel", {})
+    if family == "mixtral":
+        fields.setdefault("microBatchSize", BATCH * spread.get("context", 1) // ranks)
     if "tensor" in spread:  # DTensors cost milliseconds a micro-batch: two, or four of a pipeline, will do
         batch_ranks = ranks // prod(spread.get(name, 1) for name in ("tensor", "context", "pipeline"))
         fields.setdefault("microBatchSize", max(1, BATCH // ((4 if "pipeline" in spread else 2) * batch_ranks)))
-    return {"model": {"size": "tiny", "config": model},
+    return {"model": {"family": family, "size": "tiny", "config": model},
             "data": {"sources": [{"path": "/none"}], "sequenceLength": LENGTH, "documentMask": documents},
             "steps": 100, "batchSize": BATCH,
             "optimizer": {"learningRate": 1e-3, "warmupSteps": 1}, "seed": 3, **fields}

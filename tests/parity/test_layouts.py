@@ -49,6 +49,22 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
     (8, {"context": 4, "ulysses": 2, "shard": 2}),
 ]
 
+# A mixture of experts; `parts`: into how many micro-batches its batch is divided.
+MIXTURES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
+    (1, {}, {}),
+    (2, {"shard": 2}, {}),
+    (2, {"shard": 2}, {"parts": 2}),
+    (2, {"expert": 2}, {}),
+    (2, {"context": 2, "expert": 2}, {}),
+    (4, {"data": 2, "shard": 2, "expert": 2}, {}),
+    (4, {"shard": 4, "expert": 2}, {"parts": 2}),
+    (4, {"expert": 4, "zero": 2}, {}),
+    (4, {"context": 2, "shard": 2, "expert": 4}, {}),
+    (2, {"expert": 2}, {"activationCheckpointing": "full"}),
+    (2, {"expert": 2}, {"activationCheckpointing": "selective"}),
+    (4, {"shard": 4}, {"model": {"num_local_experts": 3}}),  # they do not go evenly over ranks: each is cut
+]
+
 # What else changes how gradients are made, on the layouts that it meets differently.
 VARIANTS: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (2, {"shard": 2}, {"documents": True}),
@@ -95,6 +111,13 @@ def test_variant(tmp_path: Path, truths: Path, ranks: int, parallel: dict[str, A
     assert off.within(LOSS, GRADIENT), off.text
 
 
+@pytest.mark.parametrize(("ranks", "parallel", "fields"), MIXTURES, ids=name_of)
+def test_mixture(tmp_path: Path, truths: Path, ranks: int, parallel: dict[str, Any], fields: dict[str, Any]) -> None:
+    off = run(tmp_path, truths, ranks, family="mixtral", parallel=parallel, **fields)
+    print(off.text)
+    assert off.within(LOSS, GRADIENT), off.text
+
+
 @pytest.mark.parametrize(("ranks", "parallel"), [
     (2, {"shard": 2}), (2, {"tensor": 2}), (2, {"pipeline": 2}), (2, {"context": 2, "ulysses": 1})], ids=name_of)
 def test_bf16_stays_near(tmp_path: Path, truths: Path, ranks: int, parallel: dict[str, Any]) -> None:
@@ -117,9 +140,12 @@ def test_bf16_stays_near(tmp_path: Path, truths: Path, ranks: int, parallel: dic
     (2, {"context": 2}, "positions_from_zero"),
     (2, {"context": 2, "ulysses": 1}, "ring_without_causal_order"),
     (2, {"pipeline": 2}, "gradients_divided_by_micro_batches"),
+    (2, {"shard": 2}, "experts_balanced_by_each_rank"),
+    (2, {"expert": 2}, "experts_not_averaged"),
 ], ids=lambda case: case[2])
 def test_a_broken_layout_is_noticed(tmp_path: Path, truths: Path, damage_of: tuple[int, dict[str, Any], str]) -> None:
     ranks, parallel, damage = damage_of
-    off = run(tmp_path, truths, ranks, damage, parallel=parallel)
+    family = "mixtral" if damage.startswith("experts") else "llama2"
+    off = run(tmp_path, truths, ranks, damage, family=family, parallel=parallel)
     print(off.text)
     assert not off.within(LOSS * 10, GRADIENT * 10), off.text

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 from train.gang import Ended, Gang, train
+from trainer.model import build, shape, weights
+from trainyard.api.train import ModelConfig
+from transformers import MixtralForCausalLM
 
 CHAIN: list[tuple[int, dict[str, Any]]] = [
     (2, {"shard": 2}),
@@ -64,6 +68,41 @@ def test_checkpoints_move_through_layouts(tmp_path: Path, spread: dict[str, Any]
         assert tensor == pytest.approx(ours[name], abs=2e-3), name
     exported = json.loads((tmp_path / "ck" / "export" / "config.json").read_text())
     assert "trainyard" not in json.dumps(exported)
+
+
+EXPERTS: list[tuple[int, dict[str, Any]]] = [
+    (2, {"shard": 2, "expert": 2}), (1, {}), (4, {"data": 2, "shard": 2, "expert": 2}), (2, {"shard": 2})]
+
+
+def test_experts_move_through_layouts(tmp_path: Path, spread: dict[str, Any]) -> None:
+    """Checkpoints of a mixture are gone on from with its experts elsewhere; its export is read by transformers and by
+    the trainer."""
+    spread.update(batchSize=4, microBatchSize=1, steps=STEPS * len(EXPERTS))
+    spread["model"].update(family="mixtral", size="tiny")
+    spread["model"]["config"].update(num_hidden_layers=2, num_local_experts=4, router_aux_loss_coef=0.0)
+    alone = train(tmp_path / "alone", spread, 1, checkpoint=tmp_path / "alone-ck")
+    assert alone.codes == [0], alone.text
+    found: dict[int, float] = {}
+    for link, (ranks, parallel) in enumerate(EXPERTS):
+        now = {**spread, "parallel": parallel, "steps": STEPS * (link + 1), "export": link == len(EXPERTS) - 1}
+        ended = train(tmp_path / str(link), now, ranks, checkpoint=tmp_path / "ck", generation=str(link + 1))
+        assert ended.codes == [0] * ranks, ended.text
+        found.update({step: float(loss) for step, loss in ended.losses.items()})
+    assert found == pytest.approx({step: float(loss) for step, loss in alone.losses.items()}, abs=1e-4)
+    folder = tmp_path / "ck" / "export"
+    ours, theirs = load_file(folder / "model.safetensors"), load_file(tmp_path / "alone-ck/export/model.safetensors")
+    assert "model.layers.1.block_sparse_moe.experts.3.w2.weight" in ours
+    assert list(ours) == list(theirs)
+    for name, tensor in theirs.items():
+        assert tensor == pytest.approx(ours[name], abs=2e-3), name
+    loaded, report = MixtralForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    own = build.on_meta(build.complete(shape.fields(ModelConfig.model_validate({"family": "mixtral",
+                                                                                "path": str(folder)}))))
+    weights.materialise(own, torch.device("cpu"))
+    weights.read(own, folder)
+    for name, parameter in own.named_parameters():
+        assert torch.equal(parameter, loaded.get_parameter(name)), name
 
 
 @pytest.mark.parametrize(("ranks", "parallel"), [

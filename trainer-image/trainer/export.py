@@ -20,6 +20,7 @@ from trainer.data.tokenizer import HF_FILES, find
 from trainer.distributed import Gang, gather
 from trainer.errors import describe
 from trainer.files import sum_file, sync_file, sync_folder, write_durably
+from trainer.model.names import stored
 from trainer.model.weights import local_slice
 from trainer.parallel.model import ParallelModel
 
@@ -101,18 +102,32 @@ def _write_tensors(model: ParallelModel, files: list[_File], folder: Path, gang:
     problem: str | None = None
     for number, file in enumerate(files):
         owner = number % gang.world_size
-        content = {name: _collect(parameters.get(name), model.shapes[name], [part.get(name) for part in slices],
-                                  owner, gang, dtype) for name in file.tensors}
+        content: dict[str, torch.Tensor] = {}
+        for name in file.tensors:
+            whole = _collect(parameters.get(name), model.shapes[name], [part.get(name) for part in slices], owner,
+                             gang, dtype)
+            if whole is not None:
+                content.update(_pieces(name, whole))
         if gang.rank != owner or problem:
             continue
         try:
-            save_file({name: tensor for name, tensor in content.items() if tensor is not None}, folder / file.name,
-                      metadata={"format": "pt"})
+            save_file(content, folder / file.name, metadata={"format": "pt"})
             (folder / file.name).chmod(0o644)  # safetensors makes it 0600; others are to read it
             sync_file(folder / file.name)
         except Exception as error:
             problem = describe(error)
     return problem
+
+
+def _names(parameter: str, shapes: Mapping[str, torch.Size]) -> list[str]:
+    return [piece.name for piece in stored(parameter, shapes[parameter])]
+
+
+def _pieces(name: str, whole: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors that a parameter is in files: itself, or each expert's matrices."""
+    return {piece.name: whole if piece.expert is None else
+            whole[piece.expert, piece.first_row: piece.first_row + piece.shape[0]].clone()
+            for piece in stored(name, whole.shape)}
 
 
 def _collect(parameter: nn.Parameter | None, shape: torch.Size, slices: list[tuple[slice, ...] | None], owner: int,
@@ -145,7 +160,8 @@ def _finish(model: ParallelModel, folder: Path, files: list[_File], dtype: torch
     if len(files) > 1:
         total = model.parameter_count * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": {name: one.name for one in files
-                                                                   for name in one.tensors}}
+                                                                   for parameter in one.tensors
+                                                                   for name in _names(parameter, model.shapes)}}
         write_durably(folder / "model.safetensors.index.json", json.dumps(index, indent=2).encode())
     _write_configs(model.config, folder, dtype)
     if tokenizer is not None:
@@ -161,7 +177,7 @@ def _finish(model: ParallelModel, folder: Path, files: list[_File], dtype: torch
 def _write_configs(config: Any, folder: Path, dtype: torch.dtype) -> None:
     from transformers import GenerationConfig
 
-    config.architectures = ["LlamaForCausalLM"]
+    config.architectures = ["MixtralForCausalLM" if config.model_type == "mixtral" else "LlamaForCausalLM"]
     config.dtype = dtype
     config.use_cache = True
     config.save_pretrained(folder)

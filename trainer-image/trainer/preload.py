@@ -17,6 +17,8 @@ MODULES = (
     "torch.distributed.pipelining.schedules",
     "transformers.models.llama.configuration_llama",
     "transformers.models.llama.modeling_llama",
+    "transformers.models.mixtral.configuration_mixtral",
+    "transformers.models.mixtral.modeling_mixtral",
     "numpy.ma",
     "safetensors",
     "sentencepiece",

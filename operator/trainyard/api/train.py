@@ -15,12 +15,16 @@ class ModelConfig(Model):
     model_config = ConfigDict(json_schema_extra=rules(
         ("has(self.size) || has(self.config) || has(self.path)",
          "model needs one of size, config or path"),
+        ("!has(self.size) || self.size == 'tiny' || "
+         "(self.size == '8x7b') == (has(self.family) && self.family == 'mixtral')",
+         "size 8x7b is of family mixtral; 7b, 13b and 70b are of llama2"),
     ))
 
-    family: Literal["llama2"] = "llama2"
-    """Family of the architecture."""
-    size: Literal["tiny", "7b", "13b", "70b"] | None = None
-    """A published shape of the family; tiny is a few million parameters, for trying things out."""
+    family: Literal["llama2", "mixtral"] = "llama2"
+    """Family of the architecture; mixtral is a mixture of experts."""
+    size: Literal["tiny", "7b", "13b", "70b", "8x7b"] | None = None
+    """A published shape of the family (llama2: 7b, 13b, 70b; mixtral: 8x7b); tiny is a few million parameters, for
+    trying things out."""
     config: Open | None = None
     """Fields of the Hugging Face model config; laid over the shape of `size`, or complete if there is none."""
     path: Path | None = None
@@ -31,6 +35,8 @@ class ModelConfig(Model):
     def _some_shape(self) -> Self:
         if self.size is None and self.config is None and self.path is None:
             raise ValueError("model needs one of size, config or path")
+        if self.size not in (None, "tiny") and (self.size == "8x7b") != (self.family == "mixtral"):
+            raise ValueError("size 8x7b is of family mixtral; 7b, 13b and 70b are of llama2")
         return self
 
 

@@ -118,7 +118,7 @@ def _data_and_pipeline(work: Workload, base: Layout) -> Iterator[Layout]:
     for pipeline in [asked.pipeline] if asked.pipeline else divisors(rest):
         if rest % pipeline or pipeline > work.shape.layers or pipeline * micro > work.batch:
             continue
-        if pipeline > 1 and work.shape.tied:
+        if pipeline > 1 and (work.shape.tied or work.shape.experts):
             continue
         share = rest // pipeline
         if work.batch % (share * micro):

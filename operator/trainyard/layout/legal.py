@@ -16,6 +16,7 @@ def check(work: Workload) -> None:
     asked = work.asked
     for name in SIZES:
         _divides(name, getattr(asked, name), work.ranks, "ranks")
+    _check_mixture(work)
     _check_tensor(work)
     _check_context(work)
     _check_pipeline(work)
@@ -25,8 +26,11 @@ def check(work: Workload) -> None:
 
 
 def tensor_sizes(work: Workload) -> list[int]:
-    """Tensor groups share key-value heads, the feed-forward, the vocabulary and the positions evenly."""
+    """Tensor groups share key-value heads, the feed-forward, the vocabulary and the positions evenly; a mixture of
+    experts has none."""
     shape = work.shape
+    if shape.experts:
+        return [1]
     return [n for n in divisors(shape.kv_heads)
             if shape.heads % n == 0 and shape.inner % n == 0 and shape.vocabulary % n == 0 and work.sequence % n == 0]
 
@@ -60,6 +64,7 @@ def legal(work: Workload, layout: Layout) -> bool:
                                       and len(layout.stage_layers) % layout.pipeline == 0))
         and schedule_works(layout.schedule, layout.pipeline, layout.chunks, micros)
         and max(1, work.shape.experts) % layout.expert == 0
+        and (not work.shape.experts or layout.pipeline == 1)
         and layout.sharding % layout.expert == 0
     )  # fmt: skip
 
@@ -146,6 +151,14 @@ def _check_pipeline(work: Workload) -> None:
         raise InvalidLayout(f"{PARALLEL}.stageLayers", f"{len(given)} stages do not go evenly over pipeline, "
                             f"{asked.pipeline}, ranks; the nearest numbers of stages that do are "
                             f"{nearest(len(given), counts)}")
+
+
+def _check_mixture(work: Workload) -> None:
+    for name in ("tensor", "pipeline") if work.shape.experts else ():
+        size = getattr(work.asked, name)
+        if size not in (None, 1):
+            raise InvalidLayout(f"{PARALLEL}.{name}", f"{size}, but the model is a mixture of experts, which is spread "
+                                                      f"by data, shard, context and expert; the only legal value is 1")
 
 
 def _check_expert(work: Workload) -> None:

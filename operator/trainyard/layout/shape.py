@@ -39,6 +39,38 @@ PRESETS = {
     "70b": _preset(8192, 28672, 80, 64, 8),
 }  # fmt: skip
 
+MIXTRAL: dict[str, Any] = {
+    "model_type": "mixtral",
+    "vocab_size": 32000,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+    "attention_dropout": 0.0,
+    "sliding_window": None,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "router_aux_loss_coef": 0.02,
+}
+"""Fields of the Hugging Face config of Mixtral, as published (https://arxiv.org/abs/2401.04088)."""
+
+
+def _mixture(hidden: int, inner: int, layers: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    return {**_preset(hidden, inner, layers, heads, kv_heads), **MIXTRAL}
+
+
+MIXTRALS = {
+    "tiny": _mixture(128, 256, 4, 4, 2),  # 11.5 million parameters, 8.2 of them embeddings
+    "8x7b": _mixture(4096, 14336, 32, 32, 8),
+}
+
+COMMON = {"llama2": LLAMA2, "mixtral": MIXTRAL}
+SIZES = {"llama2": PRESETS, "mixtral": MIXTRALS}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -122,7 +154,8 @@ def fields_of(model: ModelConfig) -> dict[str, Any] | None:
     """The Hugging Face config that `size` and `config` make; None if only the files in `path` know it."""
     if model.path is not None:
         return None
-    return {**PRESETS.get(model.size or "", {}), **(model.config or {})}
+    experts = {name: value for name, value in COMMON[model.family].items() if "experts" in name}
+    return {**experts, **SIZES[model.family].get(model.size or "", {}), **(model.config or {})}
 
 
 def shape_of(fields: Mapping[str, Any]) -> ModelShape:

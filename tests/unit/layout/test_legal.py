@@ -25,6 +25,8 @@ REFUSED: list[tuple[dict[str, Any], int, dict[str, Any], str, str]] = [
     ({"context": 8, "ulysses": 8, "tensor": 2}, 16, {}, "train.parallel.ulysses", "4 heads of a tensor rank"),
     ({"expert": 2}, 8, {}, "train.parallel.expert", "no experts"),
     ({"expert": 4}, 8, {"config": {"num_local_experts": 6}}, "train.parallel.expert", "6 experts; .* are 3 and 6"),
+    ({"tensor": 2}, 8, {"config": {"num_local_experts": 8}}, "train.parallel.tensor", "mixture .* value is 1"),
+    ({"pipeline": 2}, 8, {"config": {"num_local_experts": 8}}, "train.parallel.pipeline", "only legal value is 1"),
     ({"data": 4, "shard": 4}, 8, {}, "train.parallel.data", "is 16, which does not divide the 8 ranks; .* 2"),
     ({"data": 2, "shard": 2, "tensor": 1, "pipeline": 1, "context": 1}, 8, {}, "train.parallel.data", "has 8 ranks"),
     ({"shard": 8}, 8, {"batchSize": 12}, "train.batchSize", "12 does not divide .* are 8 and 16"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from trainyard.api.train import ModelConfig
 from trainyard.layout import HARDWARE
 from trainyard.layout.hardware import for_resource, named
-from trainyard.layout.shape import PRESETS, shape_of
+from trainyard.layout.shape import MIXTRALS, PRESETS, fields_of, shape_of
 from trainyard.layout.split import in_flight, split, stages_of
 from trainyard.layout.types import Layout
 
@@ -18,9 +19,10 @@ def test_parameters_of_the_published_shapes(size: str, parameters: int) -> None:
 
 
 def test_a_mixture() -> None:
-    mixtral = {**PRESETS["7b"], "intermediate_size": 14336, "num_key_value_heads": 8, "num_local_experts": 8,
-               "num_experts_per_tok": 2}  # fmt: skip
-    assert shape_of(mixtral).parameters == 46_702_792_704  # Mixtral 8x7B
+    assert shape_of(MIXTRALS["8x7b"]).parameters == 46_702_792_704  # as Mistral's checkpoint has them
+    fields = fields_of(ModelConfig.model_validate({"family": "mixtral", "config": PRESETS["7b"]}))
+    assert fields is not None
+    assert (shape_of(fields).experts, shape_of(fields).chosen) == (8, 2)
 
 
 def test_flops_of_seven_billion() -> None:

@@ -80,6 +80,14 @@ def test_model_fields(tmp_path: Path) -> None:
         shape.fields(ModelConfig.model_validate({"path": str(tmp_path)}))
     with pytest.raises(ConfigError, match=r"model_type 'llama' .* found 'gpt2'"):
         shape.fields(ModelConfig.model_validate({"config": {"model_type": "gpt2"}}))
+    with pytest.raises(ConfigError, match=r"model_type 'mixtral' \(family mixtral\), found 'llama'"):
+        shape.fields(ModelConfig.model_validate({"family": "mixtral", "config": {"model_type": "llama"}}))
+    with pytest.raises(ConfigError, match="num_experts_per_tok should be at most num_local_experts, 2, found 3"):
+        shape.fields(ModelConfig.model_validate({"family": "mixtral", "size": "tiny", "config": {
+            "num_local_experts": 2, "num_experts_per_tok": 3}}))
+    with pytest.raises(ConfigError, match="sliding_window should be null"):
+        shape.fields(ModelConfig.model_validate({"family": "mixtral", "size": "8x7b",
+                                                 "config": {"sliding_window": 4096}}))
     with pytest.raises(ConfigError, match="hidden_size should be a whole number of at least 1, found None"):
         shape.fields(ModelConfig.model_validate({"config": {"num_hidden_layers": 1}}))
     with pytest.raises(ConfigError, match="num_key_value_heads should divide num_attention_heads, 4, found 3"):

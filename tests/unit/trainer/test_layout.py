@@ -78,6 +78,10 @@ def test_what_does_not_fit_the_ranks(parallel: dict[str, Any], ranks: int, messa
     ({"pipeline": 2, "stageLayers": [3, 4]}, 2, {}, 64, "should add up to the model's 8 layers, found 7"),
     ({"pipeline": 2}, 2, {"tie_word_embeddings": True}, 64, "pipeline should be 1 for a model with tie_word_emb"),
     ({"expert": 2}, 2, {}, 64, "the model has no experts"),
+    ({"expert": 4}, 4, {"num_local_experts": 6}, 64, "should divide the model's experts, 6, found 4; legal values "
+                                                     "nearest to it: 3 and 6"),
+    ({"tensor": 2}, 2, {"num_local_experts": 6}, 64, "tensor should be 1 for a mixture of experts"),
+    ({"pipeline": 2}, 2, {"num_local_experts": 6}, 64, "pipeline should be 1 for a mixture of experts"),
 ])
 def test_what_does_not_fit_the_model(parallel: dict[str, Any], ranks: int, model: dict[str, Any], length: int,
                                      message: str) -> None:

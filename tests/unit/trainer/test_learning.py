@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from trainer import export
 from trainer.errors import ConfigError
 from trainer.finite import Diverged, Record
 from trainer.model import build, shape, weights
@@ -211,6 +213,32 @@ def test_model_from_meta_is_transformers_own() -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=tokens).logits, plain(input_ids=tokens).logits)
         assert float(model.model.norm.weight.min()) == 1.0
+
+
+def test_experts_have_a_matrix_each_in_files(tmp_path: Path) -> None:
+    """The names of published checkpoints: transformers reads them, and so does the trainer."""
+    from safetensors.torch import save_file
+    from transformers import MixtralForCausalLM
+
+    fields = shape.fields(ModelConfig.model_validate({"family": "mixtral", "size": "tiny", "config": {
+        "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_local_experts": 3}}))
+    model: Any = build.on_meta(build.complete(fields))
+    weights.materialise(model, torch.device("cpu"))
+    weights.draw(model, 0)
+    pieces = {name: tensor for parameter, whole in model.named_parameters()
+              for name, tensor in export._pieces(parameter, whole.detach()).items()}
+    assert len(pieces) == 2 * (4 + 2 + 1 + 3 * 3) + 3
+    assert pieces["model.layers.1.block_sparse_moe.experts.2.w3.weight"].shape == (256, 32)
+    save_file(pieces, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    export._write_configs(model.config, tmp_path, torch.float32)
+    loaded, report = MixtralForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    again: Any = build.on_meta(build.complete(fields))
+    weights.materialise(again, torch.device("cpu"))
+    weights.read(again, tmp_path)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, loaded.get_parameter(name)), name
+        assert torch.equal(parameter, again.get_parameter(name)), name
 
 
 def test_progress_file(tmp_path: Path) -> None:

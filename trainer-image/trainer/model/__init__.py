@@ -1,1 +1,2 @@
-"""Hugging Face's LlamaForCausalLM, untouched: its shape, and its weights drawn or read slice by slice."""
+"""Hugging Face's LlamaForCausalLM and MixtralForCausalLM, untouched: their shape, and
+their weights drawn or read slice by slice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,27 +11,31 @@ from torch import nn
 
 from trainer.errors import ConfigError, one_line
 from trainer.model import weights
-from trainer.parallel import attention
+from trainer.parallel import attention, experts
+
+_CLASSES = {"llama": ("transformers.models.llama", "Llama"), "mixtral": ("transformers.models.mixtral", "Mixtral")}
 
 
 def complete(fields: dict[str, Any]) -> Any:
-    """transformers' LlamaConfig of these fields. Raises ConfigError if transformers refuses them."""
-    from transformers.models.llama.configuration_llama import LlamaConfig
-
+    """transformers' config of these fields. Raises ConfigError if transformers refuses them."""
+    module, name = _CLASSES[fields["model_type"]]
+    kind = getattr(importlib.import_module(f"{module}.configuration_{fields['model_type']}"), f"{name}Config")
     try:
-        return LlamaConfig(**{**fields, "use_cache": False})
+        return kind(**{**fields, "use_cache": False})
     except Exception as error:  # whatever its validation raises is about the user's fields
         raise ConfigError(f"transformers does not accept train.model.config: {one_line(error, 400)}") from None
 
 
 def on_meta(config: Any) -> nn.Module:
-    """LlamaForCausalLM without storage."""
-    from transformers.models.llama.modeling_llama import LlamaForCausalLM
-
+    """LlamaForCausalLM or MixtralForCausalLM without storage."""
+    module, name = _CLASSES[config.model_type]
+    kind = getattr(importlib.import_module(f"{module}.modeling_{config.model_type}"), f"{name}ForCausalLM")
+    if config.model_type == "mixtral":
+        config._experts_implementation = experts.register()
     config._attn_implementation = attention.register()
     try:
         with torch.device("meta"):
-            model: nn.Module = LlamaForCausalLM(config)
+            model: nn.Module = kind(config)
     except (ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ConfigError(f"transformers cannot build a model from train.model: {one_line(error, 400)}") from None
     return model.train()

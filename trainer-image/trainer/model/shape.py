@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.api.train import ModelConfig
-from trainyard.layout.shape import LLAMA2, PRESETS
+from trainyard.layout.shape import COMMON, SIZES
 
 from trainer.errors import ConfigError
 
@@ -15,26 +15,47 @@ from trainer.errors import ConfigError
 def fields(model: ModelConfig) -> dict[str, Any]:
     """The Hugging Face config fields of the model: the files of `path` or the shape of `size`, `config` over it.
 
-    Raises ConfigError if they cannot be read or do not describe a Llama."""
+    Raises ConfigError if they cannot be read or do not describe a model of its family."""
     found: dict[str, Any] = {}
     if model.path is not None:
         found = _read(Path(model.path) / "config.json")
     elif model.size is not None:
-        found = dict(PRESETS[model.size])
+        found = dict(SIZES[model.family][model.size])
     found.update(model.config or {})
-    kind = found.setdefault("model_type", "llama")
-    if kind != "llama":
-        raise ConfigError(f"train.model should be of model_type 'llama' (family llama2), found {kind!r}")
+    common = COMMON[model.family]
+    kind = found.setdefault("model_type", common["model_type"])
+    if kind != common["model_type"]:
+        raise ConfigError(f"train.model should be of model_type {common['model_type']!r} (family {model.family}), "
+                          f"found {kind!r}")
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                  "max_position_embeddings"):
-        value = found.setdefault(name, LLAMA2.get(name))
+        value = found.setdefault(name, common.get(name))
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"train.model.config.{name} should be a whole number of at least 1, found {value!r}")
     heads, kv_heads = found["num_attention_heads"], found.get("num_key_value_heads")
     if kv_heads is not None and (not isinstance(kv_heads, int) or kv_heads < 1 or heads % kv_heads):
         raise ConfigError(f"train.model.config.num_key_value_heads should divide num_attention_heads, {heads}, found "
                           f"{kv_heads!r}")
+    if kind == "mixtral":
+        _check_mixture(found, common)
     return found
+
+
+def _check_mixture(found: dict[str, Any], common: dict[str, Any]) -> None:
+    """Complete the fields of a mixture of experts. Raises ConfigError."""
+    for name in ("num_local_experts", "num_experts_per_tok"):
+        value = found.setdefault(name, common[name])
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"train.model.config.{name} should be a whole number of at least 1, found {value!r}")
+    if found["num_experts_per_tok"] > found["num_local_experts"]:
+        raise ConfigError(f"train.model.config.num_experts_per_tok should be at most num_local_experts, "
+                          f"{found['num_local_experts']}, found {found['num_experts_per_tok']}")
+    weight = found.setdefault("router_aux_loss_coef", common["router_aux_loss_coef"])
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < float("inf"):
+        raise ConfigError(f"train.model.config.router_aux_loss_coef should be a number of at least 0, found {weight!r}")
+    if found.get("sliding_window") is not None:
+        raise ConfigError(f"train.model.config.sliding_window should be null: attention is over whole samples, found "
+                          f"{found['sliding_window']!r}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -62,8 +83,11 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
                           ("attention_bias", False), ("mlp_bias", False)):
         value = config.get(name)
         same[name] = default if value is None else value
-    same["rope_theta"] = float(rope.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
+    usual = COMMON["mixtral" if config["model_type"] == "mixtral" else "llama2"]["rope_theta"]
+    same["rope_theta"] = float(rope.pop("rope_theta", None) or config.get("rope_theta") or usual)
     same["rope_type"] = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    if same["model_type"] == "mixtral":
+        same |= {name: config[name] for name in ("num_local_experts", "num_experts_per_tok")}
     if same["rope_type"] != "default":
         same["rope_scaling"] = {name: value for name, value in sorted(rope.items()) if name != "type"}
     return same

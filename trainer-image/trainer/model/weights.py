@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from trainer.errors import ConfigError, one_line
+from trainer.model.names import Stored, stored
 
 BLOCK = 1 << 16  # numbers that one generator state draws; a slice begins and ends inside a block
 
@@ -65,20 +67,23 @@ def draw(model: Any, seed: int) -> None:
 
 
 def fill_normal(local: torch.Tensor, where: tuple[slice, ...], shape: tuple[int, ...], spread: float,
-                key: str) -> None:
-    """Fill `local`, the part `where` of a tensor of `shape`, with the normal numbers that `key` stands for.
+                key: str, begin: int = 0) -> None:
+    """Fill `local`, the part `where` of a tensor of `shape`, with the normal numbers that `key` stands for, from the
+    number `begin` on.
 
-    Runs of whole rows (of all dimensions but the first) are drawn block by block; a shard of another dimension draws
-    its rows whole and keeps its part."""
-    row = 1
-    for size in shape[1:]:
-        row *= size
+    Stacked matrices are drawn one by one. Runs of whole rows (of all dimensions but the first) are drawn block by
+    block; a shard of another dimension draws its rows whole and keeps its part."""
+    row = prod(shape[1:])
+    if len(shape) > 2:
+        for place, number in enumerate(range(where[0].start, where[0].stop)):
+            fill_normal(local[place], where[1:], shape[1:], spread, key, begin + number * row)
+        return
     rows = where[0] if where else slice(0, 1)
     whole = all(part == slice(0, size) for part, size in zip(where[1:], shape[1:], strict=True))
     step = max(1, (BLOCK * 16) // max(row, 1))
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
-        numbers = torch.cat(list(_normals(key, start * row, stop * row))).view(stop - start, *shape[1:])
+        numbers = torch.cat(list(_normals(key, begin + start * row, begin + stop * row))).view(stop - start, *shape[1:])
         part = numbers if whole else numbers[(slice(None), *where[1:])]
         target = local[start - rows.start: stop - rows.start] if where else local
         target.copy_((part * spread).view(target.shape))
@@ -118,30 +123,40 @@ def read(model: Any, folder: Path) -> None:
     from safetensors import safe_open
 
     files = check_folder(folder)
+    by_file: dict[Path, list[tuple[Stored, torch.Tensor]]] = {}
+    missing = []
     parameters = dict(model.named_parameters())
-    missing = [name for name in parameters if name not in files]
+    for name, parameter in parameters.items():
+        pieces = [Stored(name, tuple(parameter.shape))] if name in files else stored(name, parameter.shape)
+        missing += [piece.name for piece in pieces if piece.name not in files]
+        for piece in pieces:
+            by_file.setdefault(files.get(piece.name, folder), []).append((piece, parameter))
     if missing:
-        raise ConfigError(f"{folder} lacks {len(missing)} of the model's {len(parameters)} tensors, such as "
-                          f"{missing[0]}")
-    by_file: dict[Path, list[str]] = {}
-    for name in parameters:
-        by_file.setdefault(files[name], []).append(name)
-    for file, names in by_file.items():
+        raise ConfigError(f"{folder} lacks {len(missing)} of the model's tensors, such as {missing[0]}")
+    for file, wanted in by_file.items():
         try:
             with safe_open(file, framework="pt") as content, torch.no_grad():
-                for name in names:
-                    _read_one(content, file, name, parameters[name])
+                for piece, parameter in wanted:
+                    _read_one(content, file, piece, parameter)
         except ConfigError:
             raise
         except Exception as error:  # missing, truncated, not safetensors: all are mistakes in the user's files
             raise ConfigError(f"cannot read the weights {file}: {one_line(error, 400)}") from None
 
 
-def _read_one(content: Any, file: Path, name: str, parameter: torch.Tensor) -> None:
-    stored = content.get_slice(name)
-    if tuple(stored.get_shape()) != tuple(parameter.shape):
-        raise ConfigError(f"{file}: {name} should have the shape {tuple(parameter.shape)} by train.model, found "
-                          f"{tuple(stored.get_shape())}")
+def _read_one(content: Any, file: Path, piece: Stored, parameter: torch.Tensor) -> None:
+    found = content.get_slice(piece.name)
+    if tuple(found.get_shape()) != piece.shape:
+        raise ConfigError(f"{file}: {piece.name} should have the shape {piece.shape} by train.model, found "
+                          f"{tuple(found.get_shape())}")
     local, where = local_slice(parameter)
-    if local.numel():
-        local.copy_(stored[where])
+    if not local.numel():
+        return
+    if piece.expert is None:
+        local.copy_(found[where])
+        return
+    experts, rows, columns = where
+    first, stop = max(rows.start, piece.first_row), min(rows.stop, piece.first_row + piece.shape[0])
+    if experts.start <= piece.expert < experts.stop and first < stop:
+        target = local[piece.expert - experts.start, first - rows.start: stop - rows.start]
+        target.copy_(found[first - piece.first_row: stop - piece.first_row, columns])

@@ -7,6 +7,7 @@
     context.py    each sequence shared: Ulysses, ring and both; attention.py calls it
     attention.py  the attention that transformers' models are given
     recompute.py  activation checkpointing
+    experts.py    the experts of a mixture, shared out; and the loss that keeps them evenly busy
     shard.py      FSDP2 and how gradients are accumulated under it
     pipeline.py   stages, their split and schedules
     loss.py       cross entropy over a vocabulary that is spread over ranks

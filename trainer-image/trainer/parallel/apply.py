@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trainer.parallel import pipeline, recompute, shard, tensor
+from trainer.parallel import experts, pipeline, recompute, shard, tensor
 from trainer.parallel.mesh import Mesh
 from trainer.parallel.model import ParallelModel
 from trainer.precision import Precision
@@ -15,7 +15,7 @@ def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, chec
     """A transformers model spread over the ranks. `build` makes it on the meta device (once for every stage that this
     rank has); nothing has storage yet.
 
-    The order matters: a stage is cut out first; its matrices are cut before FSDP2 shards what is left of them;
+    The order matters: a stage is cut out first; its matrices and experts are cut before FSDP2 shards what is left;
     checkpointing wraps what tensor parallelism has changed, and FSDP2 comes last, so that it gathers outside of
     everything. Context parallelism changes no module: attention does it (attention.py)."""
     layout = mesh.layout
@@ -30,6 +30,8 @@ def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, chec
             pipeline.make_callable(model, number, layout, parallel.arguments)
         if mesh.tensor is not None:
             tensor.apply(model, mesh.tensor)
+        if mesh.expert is not None:
+            experts.apply(model, mesh.expert)
         recompute.apply(model, checkpointing)
         shard.apply(model, mesh, precision)
     return parallel

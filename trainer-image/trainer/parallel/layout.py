@@ -157,13 +157,24 @@ def fit(layout: Layout, model: Mapping[str, Any], sequence_length: int) -> Layou
         raise ConfigError(f"train.parallel.ulysses should divide the heads of a rank, {each}, found {ulysses}; "
                           f"{nearest(ulysses, legal)}")
     _check_sequence(replace(layout, ulysses=ulysses), sequence_length)
-    if layout.expert > 1 and not model.get("num_local_experts"):
-        raise ConfigError(f"train.parallel.expert is {layout.expert}, but the model has no experts; leave it out")
+    _check_experts(layout, model.get("num_local_experts") or 0)
     stages = _stage_layers(layout, model, sequence_length) if layout.pipeline > 1 else ()
     if layout.pipeline > 1 and model.get("tie_word_embeddings"):
         raise ConfigError("train.parallel.pipeline should be 1 for a model with tie_word_embeddings: its first and its "
                           "last stage would hold the same matrix")
     return replace(layout, ulysses=ulysses, stage_layers=stages)
+
+
+def _check_experts(layout: Layout, experts: int) -> None:
+    if layout.expert > 1 and not experts:
+        raise ConfigError(f"train.parallel.expert is {layout.expert}, but the model has no experts; leave it out")
+    if not experts:
+        return
+    _divides(layout.expert, "expert", experts, "the model's experts")
+    for name in ("tensor", "pipeline"):
+        if (size := getattr(layout, name)) > 1:
+            raise ConfigError(f"train.parallel.{name} should be 1 for a mixture of experts, which is spread by data, "
+                              f"shard, context and expert, found {size}")
 
 
 def _divides(size: int, name: str, number: int, what: str) -> None:

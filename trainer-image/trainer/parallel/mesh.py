@@ -34,6 +34,15 @@ class Mesh:
         self.ulysses_rank = self.coordinates["context"] % (layout.ulysses or 1)
         self.ring_rank = self.coordinates["context"] // (layout.ulysses or 1)
         self.ring_group, self.ulysses_group = self._context_groups()
+        self._experts = self._expert_mesh() if layout.expert > 1 else None
+
+    def _expert_mesh(self) -> DeviceMesh:
+        """Ranks as experts see them: neighbours share them out, FSDP2 shards what each holds over the others."""
+        layout = self.layout
+        sizes = {"data": layout.data, "expert_sharding": layout.sharding_ranks // layout.expert,
+                 "expert": layout.expert}
+        used = {name: size for name, size in sizes.items() if size > 1 or name != "data"}
+        return init_device_mesh(self.device.type, tuple(used.values()), mesh_dim_names=tuple(used))
 
     def _context_groups(self) -> tuple[Any, Any]:
         """Groups of a ring and of Ulysses; None where there is but one rank."""
@@ -56,6 +65,17 @@ class Mesh:
         if self.layout.data > 1:
             return self._mesh["data", "sharding"]
         return self._mesh["sharding"]
+
+    @property
+    def expert(self) -> DeviceMesh | None:
+        """Ranks that share out the experts of a mixture."""
+        return self._experts["expert"] if self._experts is not None else None
+
+    @property
+    def expert_sharding(self) -> DeviceMesh:
+        """For FSDP2 of a rank's experts: like `sharding`, without the ranks that have other experts."""
+        assert self._experts is not None
+        return self._experts["data", "expert_sharding"] if self.layout.data > 1 else self._experts["expert_sharding"]
 
     @property
     def tensor(self) -> DeviceMesh | None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from trainer.parallel import shard
 from trainer.parallel.context import Context
+from trainer.parallel.experts import balance_sum
 from trainer.parallel.loss import cross_entropy_sum
 from trainer.parallel.mesh import Mesh
 from trainer.parallel.pipeline import Pipeline
@@ -42,6 +43,8 @@ class ParallelModel:
         self.layout = mesh.layout
         self.shapes = shapes
         self.config = stages[0].config
+        self.mixture = self.config.model_type == "mixtral"
+        self.load: torch.Tensor | None = None  # tokens of a batch that each expert got: (layers, experts)
         self._precision = precision
         self.context = Context(mesh) if self.layout.context > 1 else None
         self._positions: dict[int, torch.Tensor] = {}
@@ -79,11 +82,12 @@ class ParallelModel:
     # ---- a batch
 
     def train_batch(self, count: int, take: Take, factor: float, before: Callable[[int], None]) -> torch.Tensor:
-        """Forward and backward over `count` micro-batches; gradients are those of `factor` times the loss, averaged
-        over the ranks of FSDP2. `before(number)` is called before each micro-batch (before the first only in a
-        pipeline). Returns the loss summed over the target tokens that this rank reports, so that the sum over all
-        ranks counts each once."""
+        """Forward and backward over `count` micro-batches; gradients are those of `factor` times the loss (and, in a
+        mixture, what balances its experts), averaged over the ranks of FSDP2. `before(number)` is called before each
+        micro-batch (before the first only in a pipeline). Returns the loss summed over the target tokens that this
+        rank reports, so that the sum over all ranks counts each once."""
         self._factor = factor
+        self.load = None
         if self.layout.pipeline > 1:
             before(0)
             total = self._train_pipeline([take(number) for number in range(count)])
@@ -92,8 +96,8 @@ class ParallelModel:
             for number in range(count):
                 shard.accumulate(self.stages[0], self.layout, last=number == count - 1)
                 before(number)
-                part = self._loss_sum(take(number))
-                (part * factor).backward()
+                part, balance = self._losses(take(number))
+                ((part + balance) * factor).backward()
                 total += part.detach()
         return total if self.mesh.counts_loss else torch.zeros_like(total)
 
@@ -104,6 +108,19 @@ class ParallelModel:
             for number in range(count):
                 total += self._loss_sum(take(number))
         return total if self.mesh.counts_loss else torch.zeros_like(total)
+
+    def _losses(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Over this rank's positions of one micro-batch: the loss, and what a mixture adds so that its experts are
+        evenly busy (0 for others)."""
+        if not self.mixture:
+            loss = self._loss_sum(micro)
+            return loss, torch.zeros_like(loss)
+        inputs, targets, documents = self._local(micro)
+        found = self.stages[0](input_ids=inputs, documents=documents, output_router_logits=True, **self.arguments())
+        balance, load = balance_sum(found.router_logits, self.config.num_experts_per_tok,
+                                    self.config.router_aux_loss_coef, self.layout.world_size)
+        self.load = load if self.load is None else self.load + load
+        return cross_entropy_sum(found.logits, targets), balance
 
     def _loss_sum(self, micro: MicroBatch) -> torch.Tensor:
         """Over this rank's positions of one micro-batch; zero where another rank has the last stage."""

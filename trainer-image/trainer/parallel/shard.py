@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from trainer.parallel.layout import Layout
 from trainer.parallel.mesh import Mesh
@@ -21,10 +24,25 @@ def apply(model: Any, mesh: Mesh, precision: Precision) -> None:
     policy = MixedPrecisionPolicy()
     if precision != "fp32":
         policy = MixedPrecisionPolicy(param_dtype=DTYPES[precision], reduce_dtype=torch.float32)
+    again = mesh.layout.zero == 3
     for block in model.model.layers:
+        if mesh.expert is not None:  # the weights that results are multiplied with come in fp32, and stay so
+            fully_shard(block.mlp.experts, mesh=mesh.expert_sharding, reshard_after_forward=again,
+                        mp_policy=replace(policy, cast_forward_inputs=False),
+                        shard_placement_fn=partial(_dimension, ranks=mesh.layout.sharding_ranks // mesh.layout.expert))
         if not isinstance(block, Absent):
-            fully_shard(block, mesh=mesh.sharding, mp_policy=policy, reshard_after_forward=mesh.layout.zero == 3)
+            fully_shard(block, mesh=mesh.sharding, mp_policy=policy, reshard_after_forward=again,
+                        shard_placement_fn=partial(_dimension, ranks=mesh.layout.sharding_ranks))
     fully_shard(model, mesh=mesh.sharding, mp_policy=policy, reshard_after_forward=False)
+
+
+def _dimension(parameter: torch.Tensor, ranks: int) -> Shard | None:
+    """The dimension to cut. Experts are stacked, there are few of them: where they do not go evenly over the ranks,
+    each is cut by its rows."""
+    if parameter.dim() < 3:
+        return None
+    here = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return Shard(1) if here.shape[0] % ranks and here.shape[1] % ranks == 0 else None
 
 
 def accumulate(model: Any, layout: Layout, last: bool) -> None:
