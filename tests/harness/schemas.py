@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,9 @@ def drawn(schema: Schema) -> st.SearchStrategy[Any]:
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     if schema.get("x-kubernetes-int-or-string"):
-        return st.just("auto") | st.integers(1, 256)
+        [rule] = schema["x-kubernetes-validations"]  # "must be 'auto' or a whole number from 1 to 256"
+        low, high = map(int, re.findall(r"\d+", rule["message"]))
+        return st.just("auto") | st.integers(low, min(high, low + 16)) | st.integers(low, high)
     return _KINDS[schema["type"]](schema)
 
 

@@ -56,6 +56,11 @@ class Topology(Model):
 class MemoryCopies(Model):
     """Copies of the shipped trainer's state in the pods' memory, newer than any checkpoint on disk."""
 
+    model_config = ConfigDict(json_schema_extra=rules(
+        ("!has(self.every) || !has(self.copyEvery) || type(self.every) == string || type(self.copyEvery) == string || "
+         "self.every == 0 || self.copyEvery % self.every == 0", "copyEvery must be a multiple of every"),
+    ))
+
     every: Annotated[Annotated[int, Field(ge=0, le=1 << 31)] | Auto, WithJsonSchema(auto_or(0, 1 << 31))] = "auto"
     """Steps between two copies in the pod's own memory; 0 keeps none. auto: as often as takes half of 3 % of the
     time."""
