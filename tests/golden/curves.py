@@ -23,6 +23,9 @@ CURVES: dict[str, dict[str, Any]] = {
     "llama2-tiny": {"model": {"size": "tiny", "config": {
         "vocab_size": 258, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 3,
         "num_key_value_heads": 2, "max_position_embeddings": 64}}},
+    "mixtral-tiny": {"model": {"family": "mixtral", "size": "tiny", "config": {
+        "vocab_size": 258, "hidden_size": 64, "intermediate_size": 86, "num_hidden_layers": 2,
+        "num_local_experts": 4, "max_position_embeddings": 64}}},
 }
 
 
