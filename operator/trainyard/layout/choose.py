@@ -159,8 +159,10 @@ def _kinds(work: Workload, pipeline: int) -> list[tuple[Schedule, int]]:
     if asked.stage_layers:
         chunks, more = divmod(len(asked.stage_layers), pipeline)
         kinds = [] if more else [(name, chunks) for name, _ in kinds]
+    # ZBV only where it is asked for: its gradients do not hold in tests/parity at the moment.
+    open_kinds = ("1F1B", "Interleaved1F1B") if asked.schedule is None else (asked.schedule,)
     return [(name, chunks) for name, chunks in kinds
-            if asked.schedule in (None, name) and pipeline * chunks <= work.shape.layers]
+            if name in open_kinds and pipeline * chunks <= work.shape.layers]
 
 
 def _fitted(work: Workload, layout: Layout) -> Iterator[Estimate]:

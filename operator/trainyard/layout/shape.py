@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from trainyard.api.train import ModelConfig
@@ -72,7 +73,7 @@ COMMON = {"llama2": LLAMA2, "mixtral": MIXTRAL}
 SIZES = {"llama2": PRESETS, "mixtral": MIXTRALS}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelShape:
     """A decoder of Llama's kind: RMS norms, rotary positions, gated feed-forward, perhaps a mixture of experts."""
 
@@ -88,48 +89,48 @@ class ModelShape:
     experts: int = 0  # 0: dense
     chosen: int = 0  # experts that a token goes to
 
-    @property
+    @cached_property
     def query(self) -> int:
         """Width of all query heads together."""
         return self.heads * self.head
 
-    @property
+    @cached_property
     def key(self) -> int:
         """Width of all key heads together; that of the values, too."""
         return self.kv_heads * self.head
 
-    @property
+    @cached_property
     def attention(self) -> int:
         """Parameters of one layer's attention."""
         return self.hidden * (2 * self.query + 2 * self.key)
 
-    @property
+    @cached_property
     def feed_forward(self) -> int:
         """Parameters of one feed-forward, or of one expert."""
         return 3 * self.hidden * self.inner
 
-    @property
+    @cached_property
     def dense_layer(self) -> int:
         """Parameters of one layer, without experts but with their router."""
         return self.attention + 2 * self.hidden + (self.hidden * self.experts if self.experts else self.feed_forward)
 
-    @property
+    @cached_property
     def expert_layer(self) -> int:
         """Parameters of all experts of one layer."""
         return self.experts * self.feed_forward
 
-    @property
+    @cached_property
     def embedding(self) -> int:
         """Parameters of the embedding; that of the head, too."""
         return self.vocabulary * self.hidden
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """All parameters, tied ones once."""
         ends = self.embedding * (1 if self.tied else 2) + self.hidden
         return self.layers * (self.dense_layer + self.expert_layer) + ends
 
-    @property
+    @cached_property
     def layer_flops(self) -> float:
         """Floating-point operations of one layer's matrices in the forward pass, a token (2 a parameter used)."""
         used = self.attention + self.feed_forward * max(1, self.chosen)
@@ -140,7 +141,7 @@ class ModelShape:
         efficiencies do, though a causal kernel computes half."""
         return 4.0 * self.query * sequence
 
-    @property
+    @cached_property
     def head_flops(self) -> float:
         """Those of the head, a token."""
         return 2.0 * self.embedding
