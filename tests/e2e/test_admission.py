@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from e2e.manifests import counting, training
 from harness.installation import Yard
@@ -105,6 +107,15 @@ def test_another_controllers_job_is_left_alone(yard: Yard, namespace: str) -> No
     assert foreign.pods() == []
 
 
+def bad_training(name: str, namespace: str, change: dict[str, object]) -> dict[str, Any]:
+    """A job of the shipped trainer with this laid over its spec.train."""
+    manifest = training(name, namespace)
+    train = manifest["spec"]["train"]
+    for key, value in change.items():
+        train[key] = train.get(key, {}) | value if isinstance(value, dict) else value
+    return manifest
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -116,12 +127,7 @@ def test_another_controllers_job_is_left_alone(yard: Yard, namespace: str) -> No
 def test_bad_training_input_fails_once_with_one_line(
     yard: Yard, namespace: str, request: pytest.FixtureRequest, change: dict[str, object], words: str
 ) -> None:
-    name = "bad-" + request.node.callspec.id
-    manifest = training(name, namespace)
-    train = manifest["spec"]["train"]
-    for key, value in change.items():
-        train[key] = train[key] | value if isinstance(value, dict) else value
-    job = yard.api.apply(manifest)
+    job = yard.api.apply(bad_training("bad-" + request.node.callspec.id, namespace, change))
     status = job.wait_state("Failed", 120)
     message = job.condition("Failed", status)["message"]
     assert words in message
@@ -141,12 +147,7 @@ def test_bad_training_input_fails_once_with_one_line(
 def test_what_cannot_be_laid_out_is_refused_before_any_pod(
     yard: Yard, namespace: str, request: pytest.FixtureRequest, change: dict[str, object], words: str
 ) -> None:
-    name = "bad-" + request.node.callspec.id
-    manifest = training(name, namespace)
-    train = manifest["spec"]["train"]
-    for key, value in change.items():
-        train[key] = train.get(key, {}) | value if isinstance(value, dict) else value
-    job = yard.api.apply(manifest)
+    job = yard.api.apply(bad_training("bad-" + request.node.callspec.id, namespace, change))
     job.wait("a reason", lambda s: job.condition("Accepted", s).get("status") == "False", 60)
     accepted = job.condition("Accepted")
     assert accepted["reason"] == "InvalidLayout"
