@@ -16,7 +16,7 @@ def run(folder: Path, config: dict[str, Any], inject: str = "", **settings: Any)
 
 
 def test_once_is_computed_again_and_twice_is_skipped(tmp_path: Path, config: dict[str, Any]) -> None:
-    config.update(steps=9, batchSize=8, export=False)
+    config.update(steps=9, batchSize=8, export=False, parallel={"shard": 2})
     never = train(tmp_path / "never", config)
     once, warnings = run(tmp_path / "once", config, "nan:step=4,rank=1")
     assert (never.codes, once.codes) == ([0, 0], [0, 0]), never.text + once.text

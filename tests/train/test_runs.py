@@ -19,6 +19,7 @@ def steps_of(ended: Ended, first: int, last: int) -> list[str]:
 
 
 def test_undisturbed_run_learns_evaluates_exports(tmp_path: Path, config: dict[str, Any], corpus: Path) -> None:
+    config["parallel"] = {"shard": 2}
     config["evaluate"] = {"every": 10, "steps": 2, "data": [{"path": str(corpus / "held-out.txt")}]}
     with Gang(tmp_path / "run", [config] * 2, checkpoint=tmp_path / "ck", fresh=True) as gang:
         ended = gang.wait()

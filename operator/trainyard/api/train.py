@@ -94,8 +94,8 @@ class ParallelConfig(Model):
     zero: Literal[2, 3] | None = None
     """3: parameters are gathered again for the backward pass. 2: kept from forward to backward, more memory."""
     schedule: Literal["1F1B", "Interleaved1F1B", "ZBV"] | None = None
-    """Order of the pipeline's work. ZBV has no bubble if forward, backward and weight gradient cost the same; the
-    trainer refuses it at the moment, its gradients do not hold."""
+    """Order of the pipeline's work. ZBV has no bubble if forward, backward and weight gradient cost the same; it
+    needs zero 2."""
     stage_layers: Annotated[list[Count], Field(min_length=1, max_length=4096)] | None = None
     """Layers of every stage, first to last; several stages a rank for Interleaved1F1B and ZBV (two for ZBV)."""
 

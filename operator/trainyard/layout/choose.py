@@ -80,7 +80,7 @@ def _estimates(work: Workload, positions: int) -> Iterator[Estimate]:
             if kind in full:
                 continue
             for each in _fitted(work, shaped):
-                if not each.fits and each.layout.zero == (work.asked.zero or 3):
+                if not each.fits and each.layout.zero == (work.asked.zero or (2 if shaped.schedule == "ZBV" else 3)):
                     full.add(kind)
                 yield each
 
@@ -159,18 +159,20 @@ def _kinds(work: Workload, pipeline: int) -> list[tuple[Schedule, int]]:
     if asked.stage_layers:
         chunks, more = divmod(len(asked.stage_layers), pipeline)
         kinds = [] if more else [(name, chunks) for name, _ in kinds]
-    # ZBV only where it is asked for: its gradients do not hold in tests/parity at the moment.
-    open_kinds = ("1F1B", "Interleaved1F1B") if asked.schedule is None else (asked.schedule,)
     return [(name, chunks) for name, chunks in kinds
-            if name in open_kinds and pipeline * chunks <= work.shape.layers]
+            if asked.schedule in (None, name) and pipeline * chunks <= work.shape.layers
+            and (name != "ZBV" or legal.zbv_works(asked.zero or 2, work.recompute))]
 
 
 def _fitted(work: Workload, layout: Layout) -> Iterator[Estimate]:
     """With parameters kept or gathered again, and with as little recomputation as makes it fit."""
     zeros: list[Literal[2, 3]] = [work.asked.zero] if work.asked.zero else [3]
-    if not work.asked.zero and layout.sharding > 1:
+    if layout.schedule == "ZBV":
+        zeros = [2]
+    elif not work.asked.zero and layout.sharding > 1:
         zeros = [3, 2]
-    modes = [work.recompute] if work.recompute else RECOMPUTE
+    modes = [mode for mode in ([work.recompute] if work.recompute else RECOMPUTE)
+             if layout.schedule != "ZBV" or legal.zbv_works(2, mode)]
     for zero in zeros:
         for recompute in modes:
             found = estimate(work, replace(layout, zero=zero, recompute=recompute))

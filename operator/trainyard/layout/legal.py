@@ -63,6 +63,7 @@ def legal(work: Workload, layout: Layout) -> bool:
         and (layout.pipeline == 1 or (sum(layout.stage_layers) == work.shape.layers and min(layout.stage_layers) > 0
                                       and len(layout.stage_layers) % layout.pipeline == 0))
         and schedule_works(layout.schedule, layout.pipeline, layout.chunks, micros)
+        and (layout.schedule != "ZBV" or zbv_works(layout.zero, layout.recompute))
         and max(1, work.shape.experts) % layout.expert == 0
         and (not work.shape.experts or layout.pipeline == 1)
         and layout.sharding % layout.expert == 0
@@ -79,6 +80,12 @@ def schedule_works(schedule: str, ranks: int, chunks: int, micros: int) -> bool:
     if schedule == "Interleaved1F1B":
         return chunks > 1 and micros % (micros // ranks) == 0
     return chunks == (2 if schedule == "ZBV" else 1)
+
+
+def zbv_works(zero: int, recompute: str | None) -> bool:
+    """Whether ZBV, which computes weight gradients later than those of activations, goes with these: ZeRO-3 would have
+    let go of the parameters in between, selective recomputation of its results."""
+    return zero == 2 and recompute != "selective"
 
 
 def least_micro_batches(schedule: str | None, ranks: int) -> int:
@@ -138,6 +145,12 @@ def _check_pipeline(work: Workload) -> None:
         raise InvalidLayout(f"{PARALLEL}.pipeline", f"{asked.pipeline} x {chunks} stages would leave some of them "
                             f"without one of the {layers} layers; the nearest legal values are "
                             f"{nearest(asked.pipeline, sizes)}")
+    if asked.schedule == "ZBV" and asked.zero == 3:
+        raise InvalidLayout(f"{PARALLEL}.zero", "3, but schedule ZBV computes weight gradients after ZeRO-3 would have "
+                                                "let go of the parameters; the only legal value with it is 2")
+    if asked.schedule == "ZBV" and work.recompute == "selective":
+        raise InvalidLayout("train.activationCheckpointing", "selective, but schedule ZBV computes weight gradients "
+                                                             "after its results are let go of; use none or full")
     given = asked.stage_layers
     if given is None:
         return

@@ -53,6 +53,7 @@ def test_complete(parallel: dict[str, Any], ranks: int, expected: Layout) -> Non
     ({"context": 4, "ulysses": 3}, 4, "ulysses should divide context, 4, found 3; legal values nearest to it: 2 and 4"),
     ({"schedule": "ZBV"}, 4, "schedule is for a pipeline, but train.parallel.pipeline is 1"),
     ({"pipeline": 2, "schedule": "ZBV", "stageLayers": [1, 2]}, 2, "should have 4 stages for ZBV on 2 ranks, found 2"),
+    ({"pipeline": 2, "schedule": "ZBV", "zero": 3}, 2, "zero should be 2 with schedule ZBV, found 3"),
     ({"pipeline": 2, "schedule": "Interleaved1F1B", "stageLayers": [1, 2]}, 2, "should have 4, 6, ... stages"),
     ({"expert": 3}, 4, "expert should divide shard x context, 4, found 3; legal values nearest to it: 2 and 4"),
 ])

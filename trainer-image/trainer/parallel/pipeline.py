@@ -12,7 +12,6 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining import schedules as torchs
 
-from trainer.errors import ConfigError
 from trainer.parallel.layout import Layout
 
 SCHEDULES = {"1F1B": torchs.Schedule1F1B, "Interleaved1F1B": torchs.ScheduleInterleaved1F1B,
@@ -41,9 +40,6 @@ def stages_of(rank: int, layout: Layout) -> list[int]:
 
 def cut(model: Any, stage: int, layout: Layout) -> None:
     """Take everything out of a meta LlamaForCausalLM that is not of `stage`, in place."""
-    if layout.schedule == "ZBV":
-        raise ConfigError("train.parallel.schedule: ZBV lacks the gradients of its last stage at the moment "
-                          "(tests/parity shows it); use Interleaved1F1B or 1F1B")
     first = sum(layout.stage_layers[:stage])
     mine = range(first, first + layout.stage_layers[stage])
     for number in range(len(model.model.layers)):
