@@ -1,0 +1,87 @@
+"""Jobs of 2 nodes x 2 processes on every kind of layout: chosen, tensor, pipeline and expert parallel; a worker of each is
+lost, and still they learn what one process learns."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from e2e.manifests import training
+from harness.installation import Yard
+from harness.job import Job, Object
+from trainyard.layout.ranks import groups, nodes_of
+from trainyard.layout.types import Layout
+
+STEPS = 40
+LOST_AT = 8
+EQUAL = 2e-5  # relative; fp32 sums in another order, over all steps: 1.8e-6 was seen
+LOSS = re.compile(r"step (\d+)/\d+ loss (\S+) norm ")
+
+PARALLEL: dict[str, Object] = {
+    "chosen": {}, "tensor": {"tensor": 2}, "pipeline": {"pipeline": 2}, "expert": {"expert": 2},
+}
+
+
+def manifest(name: str, namespace: str, **train: Any) -> Object:
+    """One process, unless it is said otherwise; a mixture's experts are balanced over the whole batch."""
+    made = training(name, namespace, nodes=1, steps=STEPS)
+    made["spec"]["train"].update(train)
+    if "expert" in name:
+        model = made["spec"]["train"]["model"]
+        model.update(family="mixtral", config={**model["config"], "num_local_experts": 4, "num_experts_per_tok": 2})
+    return made
+
+
+def losses(job: Job, pod: str) -> dict[int, set[str]]:
+    """By step, as often as it was computed."""
+    found: dict[int, set[str]] = {}
+    for step, loss in LOSS.findall(job.logs(pod)):
+        found.setdefault(int(step), set()).add(loss)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(yard: Yard) -> dict[str, dict[int, set[str]]]:
+    """What one process learns, of the dense model and of the mixture."""
+    namespace = yard.api.namespace("layouts-alone")
+    yard.make_volume(namespace)
+    jobs = {name: yard.api.apply(manifest(name, namespace, microBatchSize=4)) for name in ("dense", "experts")}
+    try:
+        for job in jobs.values():
+            job.wait_state("Succeeded", 240)
+        return {name: losses(job, f"{name}-0-1") for name, job in jobs.items()}
+    finally:
+        yard.remove_namespace(namespace)
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_a_layout_learns_what_one_process_learns(yard: Yard, namespace: str, alone: dict[str, dict[int, set[str]]],
+                                                 name: str) -> None:
+    micro = {} if name == "chosen" else {"microBatchSize": 1}
+    job_manifest = manifest(name, namespace, parallel=PARALLEL[name], **micro)
+    job_manifest["spec"].update(numNodes=2, numProcPerNode=2)
+    job = yard.api.apply(job_manifest)
+    job.wait_step(LOST_AT, 240)
+    status = job.status()
+    layout = Layout(**{key: status["layout"][key] for key in ("data", "shard", "tensor", "pipeline", "context")})
+    assert layout.ranks == 4
+    for key, size in PARALLEL[name].items():
+        assert status["layout"][key] == size, status["layout"]
+    assert status["layout"]["explanation"], "it was chosen before pods started"
+    nodes = {pod["metadata"]["labels"]["trainyard.dev/index"]: pod["spec"]["nodeName"] for pod in job.pods()}
+    assert len(set(nodes.values())) == 2, "each pod has a node of its own"
+    assert all(len(nodes_of(group, 2)) == 1 for group in groups(layout, "tensor")), "tensor groups stay in a node"
+    assert all(len(nodes_of(group, 2)) == layout.pipeline for group in groups(layout, "pipeline")), "pipelines cross"
+
+    job.kill_pod(f"{name}-1-1")
+    status = job.wait_state("Succeeded", 240)
+    assert status["progress"]["step"] == STEPS
+    assert status["restarts"] == {"total": 1, "counted": 0}
+    expected, found = alone["experts" if name == "expert" else "dense"], losses(job, f"{name}-0-1")
+    assert sorted(found) == sorted(expected) == list(range(1, STEPS + 1))
+    off = max(abs(float(loss) - float(want)) / float(want)
+              for step, wants in expected.items() for want in wants for loss in found[step])
+    print(f"{name}: {status['layout']['explanation']}; loss off one process's by {off:.1e} at most; "
+          f"{status['recoveries'][0]['lostSteps']} steps lost, {status['recoveries'][0].get('milliseconds')}")
+    assert off < EQUAL
