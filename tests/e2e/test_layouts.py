@@ -1,5 +1,5 @@
-"""Jobs of 2 nodes x 2 processes on every kind of layout: chosen, tensor, pipeline and expert parallel; a worker of each is
-lost, and still they learn what one process learns."""
+"""Jobs of 2 nodes x 2 processes on every kind of layout: chosen, tensor, pipeline and expert parallel; a worker of each
+is lost, and still they learn what one process learns."""
 
 from __future__ import annotations
 

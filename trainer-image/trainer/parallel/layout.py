@@ -95,7 +95,7 @@ def complete(given: ParallelConfig, world_size: int) -> Layout:
                           f"{expert}; {nearest(expert, divisors(shard * fixed['context']))}")
     schedule = _schedule(given, fixed["pipeline"])
     zero = given.zero or (2 if fixed["pipeline"] > 1 else 3)  # a pipeline would gather for every micro-batch
-    if schedule == "ZBV" and zero == 3:  # torch asks for the weights' gradients when FSDP2 has put shards in their place
+    if schedule == "ZBV" and zero == 3:  # torch wants gradients of what FSDP2 has put shards for
         raise ConfigError("train.parallel.zero should be 2 with schedule ZBV, found 3: weight gradients would be lost")
     return Layout(data=data, shard=shard, **fixed, ulysses=given.ulysses if fixed["context"] > 1 else 1,
                   expert=expert, zero=zero, schedule=schedule, stage_layers=tuple(given.stage_layers or ()))
