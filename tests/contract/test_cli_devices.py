@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any, Self
 from uuid import uuid4
 
 import pytest
 from contract.apiserver import ApiServer
 from contract.rest import GROUP, Rest
-from trainyard.api.times import moment
+from trainyard.api.times import moment, stamp
+from trainyard.cli import devices
 from trainyard.cli.__main__ import main
 
 PATH = f"{GROUP}/nodedevices"
@@ -69,6 +70,36 @@ def test_quarantine_and_release(crds: ApiServer, rest: Rest, node: str, capsys: 
     assert [(each["device"], each["action"]) for each in orders(rest, node)] == [
         ("Ascend910-1", "Quarantine"), ("Ascend910-2", "Release")]
     assert "released; 80818C00 is there still and keeps it out" in capsys.readouterr().out
+
+
+class Elsewhen(datetime):
+    """A clock that is three hours slow."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) - timedelta(hours=3)
+
+
+def test_the_clock_of_whoever_types_does_not_matter(
+        crds: ApiServer, rest: Rest, node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "datetime", Elsewhen)
+    assert run(crds, "quarantine", node, "Ascend910-1", "--for", "1h") == 0
+    (order,) = orders(rest, node)
+    until = moment(order["until"])
+    assert until is not None
+    assert abs(until - datetime.now(UTC) - timedelta(hours=1)) < timedelta(minutes=2)
+
+
+def test_a_release_comes_after_every_fault_that_is_shown_to_be_over(crds: ApiServer, rest: Rest, node: str) -> None:
+    """By the node's clock, which may be a little ahead; one far ahead is no reason to forget what is to come."""
+    ahead = stamp(datetime.now(UTC) + timedelta(minutes=2))
+    far = stamp(datetime.now(UTC) + timedelta(days=300))
+    history = [{"code": "80818C00", "level": "SeparateNPU", "began": "2026-11-22T04:00:00Z", "ended": at}
+               for at in (ahead, far)]
+    assert rest.patch(f"{PATH}/{node}/status", {"status": {"devices": [
+        {"id": "Ascend910-1", "health": "Unhealthy", "history": history}]}}).ok
+    assert run(crds, "release", node, "Ascend910-1") == 0
+    assert orders(rest, node)[0]["at"] == ahead
 
 
 def test_an_order_of_the_operator_is_replaced_and_others_are_kept(crds: ApiServer, rest: Rest, node: str) -> None:

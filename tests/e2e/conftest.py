@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 from cluster import Cluster
+from e2e.device_jobs import TABLE, installed, whole
+from harness.devices import Devices
 from harness.installation import Yard
 
 NODES = 3
@@ -31,6 +33,13 @@ def yard() -> Iterator[Yard]:
     finally:
         if not keep:
             cluster.down()
+
+
+@pytest.fixture(scope="module")
+def devices(yard: Yard) -> Iterator[Devices]:
+    """Three nodes of eight NPUs each, for jobs; a module with other devices has a fixture of its own."""
+    with installed(yard, whole(), "--set-json", TABLE) as made:
+        yield made
 
 
 @pytest.fixture

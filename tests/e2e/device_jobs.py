@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +18,7 @@ from trainyard.api.times import stamp
 
 NODES = ("node-1", "node-2", "node-3")
 # Devices take new work a moment after they are healed, so that a test need not wait for it.
-TABLE = {"probation": {"seconds": 1, "factor": 1, "longestSeconds": 1}}
+TABLE = "agent.faultTable=" + json.dumps({"probation": {"seconds": 1, "factor": 1, "longestSeconds": 1}})
 
 
 def whole(*nodes: str) -> dict[str, Any]:
@@ -24,9 +26,17 @@ def whole(*nodes: str) -> dict[str, Any]:
     return {node: {"model": "910A"} for node in nodes or NODES}
 
 
-def install(yard: Yard, made: Devices) -> None:
-    """The chart with agents that simulate `made`."""
-    yard.install(*made.arguments, "--set-json", f"agent.faultTable={json.dumps(TABLE)}")
+@contextlib.contextmanager
+def installed(yard: Yard, nodes: dict[str, Any], *arguments: str) -> Iterator[Devices]:
+    """The chart with agents that simulate these devices; afterwards as it was before, without any."""
+    made = Devices(yard)
+    made.describe(nodes)
+    yard.install(*made.arguments, *arguments)
+    yield made
+    made.describe({})
+    for node in nodes:
+        made.wait(f"the NodeDevices of {node} are gone", lambda node=node: made.get(node) is None)  # type: ignore[misc]
+    yard.install()
 
 
 def made_new(devices: Devices, nodes: dict[str, Any]) -> None:

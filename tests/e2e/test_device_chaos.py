@@ -6,10 +6,9 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator
 
 import pytest
-from e2e.device_jobs import Run, install, made_new, whole
+from e2e.device_jobs import Run, made_new, whole
 from harness.devices import Devices
 from harness.installation import SYSTEM, Yard
 from harness.job import Timeout
@@ -21,19 +20,6 @@ SEED = int(os.environ.get("TRAINYARD_CHAOS_SEED", "4"))
 END_SECONDS = 240  # the job may take after the last event
 LEVELS = ("RestartNPU", "SeparateNPU", "RestartBusiness", "RestartNPU", "PreSeparateNPU", "SubHealthFault",
           "NotHandleFault")  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def devices(yard: Yard) -> Iterator[Devices]:
-    """Three nodes of eight NPUs each."""
-    made = Devices(yard)
-    made.describe(whole())
-    install(yard, made)
-    yield made
-    made.describe({})
-    for node in whole():
-        made.wait(f"the NodeDevices of {node} are gone", lambda node=node: made.get(node) is None)  # type: ignore[misc]
-    yard.install()
 
 
 class Chaos:

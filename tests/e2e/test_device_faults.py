@@ -3,28 +3,13 @@ nothing is counted, and every step is taken exactly once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from e2e.device_jobs import NODES, Run, install, made_new, whole
+from e2e.device_jobs import NODES, Run, made_new, whole
 from harness.devices import RESOURCE, Devices
 from harness.installation import Yard
 from harness.job import Object
 
 STOPS = {"code": "8C1F8608", "level": "RestartNPU", "text": "simulated"}
-
-
-@pytest.fixture(scope="module")
-def devices(yard: Yard) -> Iterator[Devices]:
-    """Three nodes of eight NPUs each."""
-    made = Devices(yard)
-    made.describe(whole())
-    install(yard, made)
-    yield made
-    made.describe({})
-    for node in NODES:
-        made.wait(f"the NodeDevices of {node} are gone", lambda node=node: made.get(node) is None)  # type: ignore[misc]
-    yard.install()
 
 
 @pytest.fixture(autouse=True)

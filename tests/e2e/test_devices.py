@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from e2e.device_jobs import installed
 from harness.devices import RESOURCE, Devices
 from harness.installation import SYSTEM, Yard
 from harness.job import Object, Timeout
@@ -20,14 +21,8 @@ _WAIT = "import os, pathlib, time\nwhile not pathlib.Path('/dev/shm/stop').exist
 @pytest.fixture(scope="module")
 def devices(yard: Yard) -> Iterator[Devices]:
     """node-1 has eight NPUs of an 910A, node-2 sixteen dies of an A3, node-3 nothing."""
-    made = Devices(yard)
-    made.describe(_nodes())
-    yard.install(*made.arguments)
-    yield made
-    made.describe({})
-    for node in (NPU, A3):
-        made.wait(f"the NodeDevices of {node} are gone", lambda node=node: made.get(node) is None)  # type: ignore[misc]
-    yard.install()
+    with installed(yard, _nodes()) as made:
+        yield made
 
 
 def _nodes() -> dict[str, Any]:

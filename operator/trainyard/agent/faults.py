@@ -60,7 +60,7 @@ class Repeated(Model):
     level: Level
     """How bad it then is."""
     hold_hours: Annotated[float, Field(gt=0, le=168)] = 24
-    """How long it stays so after the last of them ended."""
+    """How long after the end of the last of them the operator is asked to keep the device out."""
 
 
 class Lasting(Model):

@@ -52,6 +52,7 @@ def _status(
     """One device; `faults` is None if they could not be read."""
     past = [_not_later(record, now) for record in previous.history] if previous else []
     records = _kept(_released(_recorded(past, faults, table, now), order, now), table, now)
+    records = [_with_hold(record, records, table, now) for record in records]
     judged = [_judged(record, records, table, now) for record in records]
     mild = _unrecorded(faults, table)
     worst = max([found for found in judged if found.level is not None] + mild,
@@ -169,27 +170,35 @@ def _kept(records: list[FaultRecord], table: FaultTable, now: datetime) -> list[
 
 
 def _judged(record: FaultRecord, records: Sequence[FaultRecord], table: FaultTable, now: datetime) -> _Judged:
-    """What one record means now: its level while it is there, while its probation lasts, or while a rule holds it."""
+    """What one record means now: its level while it is there, and while its probation lasts."""
     level, ended = record.level, _ended(record, now)
     lasting, repeated = table.lasts(record.code), table.repeats(record.code)
+    if repeated and worse_than(repeated.level, level) and _too_often(record.code, records, repeated, now):
+        level = repeated.level
     held = ended + timedelta(seconds=lasting.up_seconds if lasting else 0)
     if level not in MILD:
         held = max(held, ended + _probation_length(record, records, table, now))
-    holds = _repeated_until(record.code, records, repeated, now) if repeated else None
-    if repeated and holds and now < holds:
-        held = max(held, holds)
-        level = repeated.level if worse_than(repeated.level, level) else level
     active = record.ended is None or now < held
     return _Judged(record.code, level if active else None, record.text, record.network, record.ended is None, held)
 
 
-def _repeated_until(code: str, records: Sequence[FaultRecord], rule: Repeated, now: datetime) -> datetime | None:
-    """Until when faults that came too often are held against the device; None: they did not."""
-    same = sorted((record for record in records if record.code == code), key=lambda one: _began(one, now))
+def _too_often(code: str, records: Sequence[FaultRecord], rule: Repeated, now: datetime) -> bool:
+    """Whether so many faults of the code began within the rule's hours."""
+    began = sorted(_began(record, now) for record in records if record.code == code)
     window = timedelta(hours=rule.hours)
-    if all(_began(last, now) - _began(first, now) > window for first, last in zip(same, same[rule.times - 1 :])):
-        return None
-    return max(_ended(record, now) for record in same) + timedelta(hours=rule.hold_hours)
+    return any(last - first <= window for first, last in zip(began, began[rule.times - 1 :]))
+
+
+def _with_hold(record: FaultRecord, records: Sequence[FaultRecord], table: FaultTable, now: datetime) -> FaultRecord:
+    """With what a rule asks for, once the last fault of a code is over. Asks: an agent sees one node, and must not keep
+    much of a pool out by itself."""
+    rule, hold = table.repeats(record.code), None
+    same = [one for one in records if one.code == record.code]
+    over = all(one.ended is not None for one in same)
+    if rule and over and record is max(same, key=lambda one: _ended(one, now)) and _too_often(
+            record.code, records, rule, now):
+        hold = stamp(_ended(record, now) + timedelta(hours=rule.hold_hours))
+    return record if record.hold == hold else record.model_copy(update={"hold": hold})
 
 
 def _probation_length(

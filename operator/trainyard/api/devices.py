@@ -108,6 +108,9 @@ class FaultRecord(Lenient):
     """It is one of the link to other nodes."""
     text: Annotated[str, Field(max_length=512)] = ""
     """What it means."""
+    hold: Time | None = None
+    """It came too often for the fault table, which wants the device kept out until then; the operator gives the order,
+    unless so much of the pool is out already that a human has to."""
 
 
 class DeviceStatus(Lenient):

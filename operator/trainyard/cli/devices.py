@@ -20,6 +20,7 @@ from trainyard.kube.client import MERGE_PATCH, ApiError, Client, Object
 PATH = f"/apis/{GROUP}/{VERSION}/nodedevices"
 _TRIES = 5  # somebody else writes orders as well; so often in a row is no coincidence any more
 _REASON = 4096
+_SKEW = timedelta(minutes=10)  # by which clocks of a cluster may differ
 _HEAD = ("NODE", "DEVICE", "RING", "HEALTH", "SINCE", "FAULT", "LEVEL", "FAULTS/24H", "POD", "NOTE")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -69,7 +70,7 @@ async def show(arguments: argparse.Namespace, client: Client) -> int:
     elif not found:
         print("No node has devices: no agent of Trainyard runs, or none has found any (see the DaemonSet's logs).")
     else:
-        print(table(found, datetime.now(UTC)))
+        print(table(found, _now(client)))
     return 0
 
 
@@ -135,7 +136,7 @@ async def order(arguments: argparse.Namespace, client: Client) -> int:
     for attempt in range(_TRIES):
         found = await _node(client, arguments.node)
         device = _device(found, arguments.device)
-        given = _order(arguments, device, datetime.now(UTC))
+        given = _order(arguments, device, _given_at(found, device, arguments.action, _now(client)))
         others = [each for each in found["spec"].get("orders", []) if each.get("device") != device]
         patch = {"metadata": {"resourceVersion": found["metadata"]["resourceVersion"]},
                  "spec": {"orders": [*others, given.dump()]}}
@@ -152,6 +153,20 @@ async def order(arguments: argparse.Namespace, client: Client) -> int:
         print(_answer(found, given))
         return 0
     raise AssertionError("the last try returns or raises")
+
+
+def _now(client: Client) -> datetime:
+    """By the cluster's clock: that of whoever types may be wrong, and the agents compare with theirs."""
+    return client.server_time or datetime.now(UTC)
+
+
+def _given_at(found: Object, device: str, action: str, now: datetime) -> datetime:
+    """When an order is given. A release comes after all faults that NodeDevices show to be over: the node's clock may
+    be a little ahead."""
+    states = (found.get("status") or {}).get("devices") or ()
+    ended = [moment(record.get("ended")) for state in states if state.get("id") == device and action == "Release"
+             for record in state.get("history") or ()]
+    return max([now, *(at for at in ended if at and at - now < _SKEW)])
 
 
 def _order(arguments: argparse.Namespace, device: str, now: datetime) -> Order:

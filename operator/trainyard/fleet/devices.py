@@ -11,11 +11,12 @@ from trainyard.placement.books import DevicesView, DeviceView
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A fault at a level that takes a device out of use, now or in the last day."""
+    """A fault at a level that takes a device out of use, now or in the last day, or one that came too often."""
 
     code: str
     began: str  # RFC 3339
     ended: str = ""  # empty: it is there
+    hold: str = ""  # the fault table wants the device kept out until then; empty: it does not
 
 
 @dataclass(frozen=True, slots=True)

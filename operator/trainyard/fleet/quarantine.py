@@ -97,9 +97,11 @@ def _kept(told: Accelerators, blamed: Blamed, now: datetime) -> tuple[Order, ...
     for order in told.orders:
         device = told.device(order.device)
         if order.by == OPERATOR:
-            count = len(_failures(told, device, blamed, now)) if device else 0
-            innocent = device is not None and any((told.node, device.id, f.code) in blamed for f in device.failures)
-            if device is None or (count < AGAIN and (innocent or not _counts(order, now))):
+            if device is None:
+                continue
+            reason = len(_failures(told, device, blamed, now)) >= AGAIN or _hold(told, device, blamed, now)
+            innocent = any((told.node, device.id, f.code) in blamed for f in device.failures)
+            if not reason and (innocent or not _counts(order, now)):
                 continue
         kept.append(order)
     return tuple(kept)
@@ -121,30 +123,54 @@ def _failures(told: Accelerators, device: Device, blamed: Blamed, now: datetime)
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """What the fault table asks for, because a fault came too often."""
+
+    until: datetime
+    began: datetime
+    code: str
+
+
+def _hold(told: Accelerators, device: Device, blamed: Blamed, now: datetime) -> _Hold | None:
+    """The longest hold that is asked for and not over."""
+    asked = [_Hold(until, began, each.code) for each in device.failures
+             if (until := moment(each.hold)) and until > now and (began := moment(each.began))
+             and (told.node, device.id, each.code) not in blamed]
+    return max(asked, key=lambda each: each.until, default=None)
+
+
 def _judge(told: Accelerators, device: Device, orders: tuple[Order, ...], blamed: Blamed, now: datetime,
            first_seconds: float) -> Order | Withheld | None:
     """A quarantine for the device's last failure, unless it has had one for that."""
-    if not first_seconds or len(device.failures) < AGAIN:
+    if not first_seconds or not device.failures:
         return None
-    failures = _failures(told, device, blamed, now)
-    if len(failures) < AGAIN:
+    failures, hold = _failures(told, device, blamed, now), _hold(told, device, blamed, now)
+    again = len(failures) >= AGAIN
+    if not again and hold is None:
         return None
-    last, code = failures[-1]
     before = next((order for order in orders if order.device == device.id), None)
     if before is not None and before.by != OPERATOR and not _over(before, now):
         return _released(told, device, len(failures)) if before.action == "Release" else None
+    last = max([began for began, _ in failures] + ([hold.began] if hold else []))
     ours = before is not None and before.by == OPERATOR and before.action == "Quarantine"
-    if before is not None and ours and (moment(before.at) or last) >= last:
+    if before is not None and ours and (moment(before.at) or last) >= last and (
+            hold is None or (moment(before.until) or hold.until) >= hold.until):
         return None
-    seconds = min(LONGEST_SECONDS, first_seconds * 2.0 ** min(len(failures) - AGAIN, 20))
-    reason = f"failed {len(failures)} times in 24 h, last with {code or 'an unknown fault'}"
+    until, reason = now, ""
+    if again:
+        until = now + timedelta(seconds=min(LONGEST_SECONDS, first_seconds * 2.0 ** min(len(failures) - AGAIN, 20)))
+        reason = f"failed {len(failures)} times in 24 h, last with {failures[-1][1] or 'an unknown fault'}"
+    if hold is not None and hold.until > until:
+        until, reason = hold.until, f"{hold.code} came so often that the fault table keeps it out"
     # `at` is the failure's own time, by the node's clock: so it is known for which one the order was given.
-    return Order(device.id, "Quarantine", OPERATOR, stamp(last), stamp(now + timedelta(seconds=seconds)), reason)
+    return Order(device.id, "Quarantine", OPERATOR, stamp(last), stamp(until), reason)
 
 
 def _released(told: Accelerators, device: Device, times: int) -> Withheld:
+    again = f"{times} times" if times > 1 else "again"
     return Withheld(told.node, device.id, "ReleasedByAdministrator", (
-        f"{device.id} has failed {times} times since an administrator released it, and is not quarantined for that: "
+        f"{device.id} has failed {again} since an administrator released it, and is not quarantined for that: "
         "quarantine it, or remove the order from spec.orders to leave that to the operator."))
 
 

@@ -12,6 +12,8 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,8 @@ class Client:
                  observe: Callable[[str, int, float], None] | None = None) -> None:
         self.configuration = configuration
         self.gate: Callable[[], float] | None = None
+        self.server_time: datetime | None = None
+        """The API server's clock (or that of a proxy before it) at its last answer, in whole seconds."""
         self._host = str(configuration.host).rstrip("/")
         self._user_agent = user_agent
         self._seconds = seconds
@@ -161,6 +165,7 @@ class Client:
                     data=None if body is None else json.dumps(body)) as response:
                 status = response.status
                 raw = await response.read()
+                self.server_time = _date(response.headers.get("Date")) or self.server_time
                 if status >= 400:
                     raise _error(status, raw, response.headers.get("Retry-After"))
                 return json.loads(raw) if raw else {}
@@ -209,6 +214,14 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
 
 def _query(query: Mapping[str, Any] | None) -> dict[str, str]:
     return {name: str(value) for name, value in (query or {}).items() if value is not None}
+
+
+def _date(header: str | None) -> datetime | None:
+    """Of a Date header; None if there is none, or nonsense."""
+    try:
+        return parsedate_to_datetime(header).astimezone(UTC) if header else None
+    except ValueError:
+        return None
 
 
 def _error(status: int, raw: bytes, retry_after: str | None) -> ApiError:

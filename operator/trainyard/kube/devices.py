@@ -52,8 +52,9 @@ def _device(facts: Mapping[str, Any], told: Mapping[str, Any] | None, kept_out: 
 
 
 def _failures(history: Sequence[Mapping[str, Any]]) -> tuple[Failure, ...]:
-    return tuple(Failure(intern(str(each["code"])), str(each["began"]), str(each.get("ended") or ""))
-                 for each in history if each.get("level") not in MILD)
+    return tuple(Failure(intern(str(each["code"])), str(each["began"]), str(each.get("ended") or ""),
+                         str(each.get("hold") or ""))
+                 for each in history if each.get("level") not in MILD or each.get("hold"))
 
 
 def _lasts(order: Order) -> bool:

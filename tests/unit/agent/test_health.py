@@ -128,16 +128,34 @@ def test_faults_without_action_are_shown_but_neither_counted_nor_remembered() ->
     assert life.at(1).code == ""
 
 
-def test_twice_in_a_day_separates_until_a_day_after_the_last() -> None:
+def test_twice_in_a_day_is_worse_and_asks_for_a_day_without_keeping_the_device_out_by_itself() -> None:
     life = Life()
     assert life.at(0, fault("80E01801")).level == "RestartBusiness"
     life.at(10)
     assert life.at(HOUR).health == "Healthy"
-    assert life.at(20 * HOUR, fault("80E01801")).level == "SeparateNPU"
+    there = life.at(20 * HOUR, fault("80E01801"))
+    assert (there.level, [record.hold for record in there.history]) == ("SeparateNPU", [None, None])
     over = life.at(20 * HOUR + 10)
-    assert (over.level, over.probation) == ("SeparateNPU", when(20 * HOUR + 10 + DAY))
-    assert life.at(20 * HOUR + 9 + DAY).health == "Unhealthy"
-    assert life.at(20 * HOUR + 10 + DAY).health == "Healthy"
+    assert (over.level, over.probation) == ("SeparateNPU", when(20 * HOUR + 10 + 240)), "as after any second failure"
+    assert [record.hold for record in over.history] == [None, when(20 * HOUR + 10 + DAY)]
+    well = life.at(20 * HOUR + 10 + 240)
+    assert (well.health, well.level, well.history) == ("Healthy", None, over.history)
+    again = life.at(30 * HOUR, fault("80E01801"))
+    assert (again.level, [record.hold for record in again.history]) == ("SeparateNPU", [None, None, None])
+    assert [record.hold for record in life.at(30 * HOUR + 5).history] == [None, None, when(30 * HOUR + 5 + DAY)]
+
+
+def test_mild_faults_that_come_too_often_need_a_probation_like_bad_ones() -> None:
+    rule = {"codes": ["80DE0207"], "times": 2, "level": "SeparateNPU", "holdHours": 1}
+    life, mild = Life(table=TABLE.under(FaultTable.model_validate({"repeated": [rule]}))), fault("80DE0207")
+    assert life.at(0, mild).health == "Healthy"
+    assert life.at(10).health == "Healthy"
+    assert (life.at(20, mild).health, life.statuses[0].level) == ("Unhealthy", "SeparateNPU")
+    over = life.at(30)
+    assert (over.health, over.probation, over.history[-1].hold) == ("Unhealthy", when(90), when(30 + HOUR))
+    assert life.at(90).health == "Healthy"
+    life.orders = [order("Release", 95)]
+    assert life.at(96).history == []
 
 
 def test_twice_in_more_than_a_day_does_not_separate() -> None:

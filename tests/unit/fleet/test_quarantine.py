@@ -144,6 +144,43 @@ def test_none_are_made_where_they_are_switched_off() -> None:
     assert judge(failed(1, 2), seconds=0).orders == {}
 
 
+def held(hours: float, told: Accelerators | None = None, number: int = 3, began: float = 1) -> Accelerators:
+    """A node with a device whose fault came too often for the fault table, which wants it out for so many hours."""
+    return but(told or node(), number, failures=(Failure("80E01801", at(began), at(began - 0.1), at(-hours)),))
+
+
+def test_what_the_fault_table_asks_for_is_an_order_of_the_operator() -> None:
+    (order,) = judge(held(20)).orders["n1"]
+    assert (order.until, order.at) == (at(-20), at(1))
+    assert "80E01801" in order.reason
+    told = obeyed(held(20), judge(held(20)))
+    assert judge(told).orders == {}
+    assert judge(told, now=NOW + timedelta(hours=21)).orders == {"n1": ()}
+    assert judge(held(20, began=30)).orders, "longer than a day, if the table says so"
+    assert judge(held(-1)).orders == {}, "over"
+    assert judge(held(20), frozenset({("n1", "Ascend910-3", "80E01801")})).orders == {}, "a job is to blame"
+    assert judge(held(20), seconds=0).orders == {}, "switched off"
+
+
+def test_a_quarantine_grows_to_what_the_fault_table_asks_for_once_the_fault_is_over() -> None:
+    there = but(node(), 3, failures=(*failures(2), Failure("80E01801", at(0.1))))
+    told = obeyed(there, judge(there))
+    assert told.orders[0].until == stamp(NOW + timedelta(minutes=10))
+    over = but(told, 3, failures=(*failures(2), Failure("80E01801", at(0.1), at(0), at(-24))))
+    (order,) = judge(over).orders["n1"]
+    assert order.until == at(-24)
+    assert judge(obeyed(over, judge(over))).orders == {}
+
+
+def test_the_fault_table_does_not_take_more_than_a_tenth_of_a_pool_either() -> None:
+    told = node()
+    for number in range(8):
+        told = held(20, told, number)
+    made = judge(told)
+    assert len(made.orders["n1"]) == 2, "of 24"
+    assert [each.reason for each in made.withheld] == ["QuarantineLimit"] * 6
+
+
 def test_an_order_about_a_device_that_is_there_no_longer_goes() -> None:
     order = Order("gone", "Quarantine", "Operator", at(1), at(-5))
     kept = Order("gone", "Quarantine", "Administrator", at(1))

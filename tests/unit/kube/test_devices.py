@@ -41,14 +41,18 @@ def test_what_is_kept_of_it() -> None:
     bad = DeviceStatus(id="d1", health="Unhealthy", code="80E18005", level="RestartNPU", text="HBM", network=False,
                        since=stamp(NOW), faults=2, pod="a/j-3-2", history=[
                            FaultRecord(code="80E18005", level="RestartNPU", began="2026-01-01T00:00:00Z"),
-                           FaultRecord(code="1", level="SubHealthFault", began="2026-01-01T00:00:00Z")])
+                           FaultRecord(code="1", level="SubHealthFault", began="2026-01-01T00:00:00Z"),
+                           FaultRecord(code="2", level="SubHealthFault", began="2026-01-01T00:00:00Z",
+                                       ended="2026-01-01T00:01:00Z", hold="2026-01-02T00:01:00Z")])
     kept = accelerators(told(bad))
     assert (kept.node, kept.resource, kept.model, kept.pool) == ("n1", RESOURCE, "910A", (RESOURCE, "910A"))
     assert (kept.super_pod, kept.rack, kept.ready) == ("s1", "r1", True)
     device = kept.device("d1")
     assert device is not None
     assert (device.code, device.level, device.pod, device.network) == ("80E18005", "RestartNPU", "a/j-3-2", False)
-    assert device.failures == (Failure("80E18005", "2026-01-01T00:00:00Z"),)
+    assert device.failures == (
+        Failure("80E18005", "2026-01-01T00:00:00Z"),
+        Failure("2", "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z", "2026-01-02T00:01:00Z"))
     assert (device.stops, device.usable, device.words) == (True, False, "80E18005, RestartNPU: HBM")
     assert [each.ring for each in kept.devices] == [0, 0, 1, 1]
 
