@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from trainyard.agent import written
+from trainyard.agent import codes, written
 from trainyard.agent.types import Fault, Unreadable
 from trainyard.api.base import Model
 from trainyard.api.devices import LEVELS, Level
@@ -120,10 +120,11 @@ class FaultTable(Model):
 
     def entry(self, fault: Fault) -> Entry:
         """What this fault is: level, text and network of the fault itself come first, then those listed for its code,
-        then the level for its severity."""
-        listed = self.codes.get(normal(fault.code))
+        then the level for its severity and what the code says by itself."""
+        code = normal(fault.code)
+        listed = self.codes.get(code)
         network = fault.network or (listed is not None and listed.network)
-        text = (fault.text or (listed.text if listed else ""))[:512]
+        text = (fault.text or (listed.text if listed else "") or codes.meaning(code))[:512]
         if fault.level is not None:
             return Entry(level=fault.level, text=text, network=network)
         if listed is not None:
