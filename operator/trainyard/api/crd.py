@@ -147,7 +147,7 @@ class Kind:
 
 KINDS = (
     Kind("TrainingJob", "trainingjobs",
-         "A model trained by a gang of pods, one a node, that starts together, survives the loss of any of its "
+         "A model trained by a gang of pods that start together, survives the loss of any of its "
          "members and goes on from its newest checkpoint.",
          TrainingJobSpec, TrainingJobStatus, (
              Column("State", "string", ".status.state", description="One word for the whole."),

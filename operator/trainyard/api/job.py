@@ -159,7 +159,7 @@ class TrainingJobSpec(Model):
     ))
 
     num_nodes: Annotated[int, Field(ge=1, le=MOST_NODES)]
-    """Pods in the gang, one a node."""
+    """Pods in the gang. Those with devices share nodes where they fit (docs/placement.md)."""
     num_proc_per_node: NumProc = "auto"
     """Processes (ranks) a pod; auto: devices.perNode, or 1 without devices."""
     min_nodes: Annotated[int, Field(ge=1, le=MOST_NODES)] | None = None

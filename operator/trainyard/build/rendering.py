@@ -84,7 +84,7 @@ def read_rendering(configmap: Mapping[str, Any]) -> RenderedJob:
         )
     except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"ConfigMap {name} holds no rendering: {error!r}") from error
-    if _hash(rendered) != rendered.hash:
+    if _digest(data) != rendered.hash:
         raise ValueError(f"ConfigMap {name} was changed: its contents do not have the hash in its name")
     return rendered
 
@@ -135,7 +135,11 @@ def _data(rendered: RenderedJob) -> dict[str, str]:
 
 
 def _hash(rendered: RenderedJob) -> str:
-    return digest(canonical(_data(rendered)), 10)
+    return _digest(_data(rendered))
+
+
+def _digest(data: Mapping[str, str]) -> str:
+    return digest(canonical(dict(data)), 10)
 
 
 def _write_demand(demand: Demand) -> Object:
@@ -145,7 +149,7 @@ def _write_demand(demand: Demand) -> Object:
         "nodeSelector": dict(demand.node_selector),
         "affinity": dict(demand.affinity),
         "tolerations": [dict(toleration) for toleration in demand.tolerations],
-        "topologyKey": demand.topology_key,
+        "apart": demand.apart,
         "priorityClass": demand.priority_class,
     }
 
@@ -157,6 +161,6 @@ def _read_demand(raw: Mapping[str, Any]) -> Demand:
         node_selector=raw["nodeSelector"],
         affinity=raw["affinity"],
         tolerations=tuple(raw["tolerations"]),
-        topology_key=raw["topologyKey"],
+        apart=raw.get("apart", ""),  # what was rendered before there was this says nothing of it
         priority_class=raw["priorityClass"],
     )

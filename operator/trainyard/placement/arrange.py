@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from trainyard.placement.books import Books, Gang
 from trainyard.placement.domains import Domains, domain
+from trainyard.placement.pack import pack
+from trainyard.placement.price import Place, of_loads
 from trainyard.placement.room import natural
-from trainyard.placement.spread import Place, cost, new_domains, spread
+from trainyard.placement.spread import spread
 
 
 def arrange(
@@ -16,7 +18,7 @@ def arrange(
 ) -> Counter[str] | None:
     """Pods by node; None if they do not all fit. `members` are the gang's other pods by node, `near` by domain."""
     if gang.nearness is None:
-        return spread(places, gang.count, members, near)
+        return _arranged(places, gang, members, near)
     grouped = by_domain(books, places, gang.nearness.level)
     home = {domain(books.nodes[name], gang.nearness.level) for name in members if name in books.nodes} - {""}
     fitting = {name: inside for name, inside in grouped.items() if _room(inside, gang.count) >= gang.count}
@@ -24,10 +26,16 @@ def arrange(
     if gang.nearness.required and home:
         fitting = at_home
     if at_home or fitting:
-        return _best(at_home or fitting, gang.count, members, near)
+        return _best(at_home or fitting, gang, members, near)
     if gang.nearness.required:
         return None
-    return spread(_union(grouped, places, gang.count, home), gang.count, members, near)
+    return _arranged(_union(grouped, places, gang.count, home), gang, members, near)
+
+
+def _arranged(
+    places: Sequence[Place], gang: Gang, members: Counter[str], near: Counter[Domains]
+) -> Counter[str] | None:
+    return (pack if gang.packed else spread)(places, gang.count, members, near)
 
 
 def by_domain(books: Books, places: Sequence[Place], level: str) -> dict[str, list[Place]]:
@@ -44,17 +52,16 @@ def _room(places: Sequence[Place], count: int) -> int:
 
 
 def _best(
-    fitting: Mapping[str, Sequence[Place]], count: int, members: Counter[str], near: Counter[Domains]
+    fitting: Mapping[str, Sequence[Place]], gang: Gang, members: Counter[str], near: Counter[Domains]
 ) -> Counter[str] | None:
     """The domain in which the gang is best off by the goals that hold anywhere; of equal ones the smallest."""
     found: tuple[tuple[object, ...], Counter[str] | None] | None = None
     for name, inside in fitting.items():
-        loads = spread(inside, count, members, near)
+        loads = _arranged(inside, gang, members, near)
         assert loads is not None  # there is room for all
-        used = [place for place in inside if loads[place.node]]
         most = max(number + members[node] for node, number in loads.items())
-        key = (most, -len(used), new_domains((place.domains for place in used), near), cost(used), len(inside),
-               _room(inside, count), natural(name))  # fmt: skip
+        key = (*(() if gang.packed else (most, -len(loads))), of_loads(inside, loads, gang.count, members, near),
+               _room(inside, gang.count), natural(name))  # fmt: skip
         if found is None or key < found[0]:
             found = (key, loads)
     return found[1] if found else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Resources = Mapping[str, int]
 
@@ -115,7 +115,7 @@ class Demand:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     affinity: Mapping[str, object] = field(default_factory=dict)  # raw spec.affinity
     tolerations: tuple[Mapping[str, object], ...] = ()
-    topology_key: str = "kubernetes.io/hostname"
+    apart: Literal["", "Preferred", "Required"] = ""  # on different nodes than others of the gang (placement.apart)
     priority_class: str = ""  # of the pod; only scoped quotas ask for it
 
 
@@ -131,6 +131,15 @@ class Gang:
     avoid: Mapping[str, str] = field(default_factory=dict)  # nodes used if there is no other: why
     spoiled: Mapping[str, Collection[str]] = field(default_factory=dict)  # the same for devices, by node
     mates: Collection[str] = ()  # namespace/name of the gang's pods that are there
+    beside: Collection[str] = ()  # nodes that hold pods of the job, those on their way out included
+    loose: bool = False  # better far from the rest of the gang: spares
+
+    @property
+    def packed(self) -> bool:
+        """Whether few nodes are better than many: links between devices are the shorter, and what is left the larger.
+        Pods without devices gain nothing by it, and lose more with a node."""
+        devices = any("/" in name and amount for name, amount in self.demand.requests.items())
+        return devices and not self.demand.apart and not self.loose
 
     @property
     def several(self) -> bool:

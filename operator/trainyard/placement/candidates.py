@@ -7,9 +7,9 @@ from dataclasses import replace
 from trainyard.placement.books import Books, Gang, NodeView, Resources
 from trainyard.placement.domains import domains
 from trainyard.placement.matching import hindrance, reluctance
+from trainyard.placement.price import Kind, Place
 from trainyard.placement.room import natural, room, seats
 from trainyard.placement.seats import Fit, Gaze
-from trainyard.placement.spread import Place
 
 
 def candidates(books: Books, gang: Gang) -> list[list[Place]]:
@@ -17,9 +17,10 @@ def candidates(books: Books, gang: Gang) -> list[list[Place]]:
     avoided by the job); with such devices; with such nodes as well. Each holds the one before."""
     clean, spoiled, avoided = [], [], []
     dirty = False
+    barred = {*gang.without, *(gang.beside if gang.demand.apart == "Required" else ())}
     for name, node in books.nodes.items():
         used = books.used.get(name, {})
-        if name in gang.without or not room(node, used, gang.demand.requests):
+        if name in barred or not room(node, used, gang.demand.requests):
             continue
         if hindrance(node, gang.demand) is not None or not (found := look(books, node, gang)).sets:
             continue
@@ -41,6 +42,8 @@ def look(books: Books, node: NodeView, gang: Gang) -> Fit:
     gaze = Gaze(gang.several, gang.spoiled.get(node.name, ()))
     pods = books.pods.get(node.name, {})
     found = seats(node, books.used.get(node.name, {}), pods, gang.demand.requests, gaze)
+    if gang.demand.apart == "Required":
+        found = replace(found, sets=min(1, found.sets), clean=min(1, found.clean))
     if gang.nearness is None or gang.nearness.level != "ring" or not gang.nearness.required:
         return found
     fits = found.in_ring if found.ring in _rings(node, gang) else 0
@@ -59,11 +62,9 @@ def _place(node: NodeView, used: Resources, gang: Gang, found: Fit) -> Place:
     where = domains(node)
     order = (*map(natural, where), natural(node.name))
     foreign, own = _left_over(node, used, gang.demand.requests, found)
-    cost = (
-        int(node.name in gang.avoid), int(not found.clean), reluctance(node, gang.demand), foreign,
-        found.rank, found.broken, own,
-    )  # fmt: skip
-    return Place(node.name, found.sets, where, order, cost, (*cost, found.sets, natural(node.name)))
+    kind = Kind(found.sets, found.clean, node.name in gang.avoid, reluctance(node, gang.demand), foreign, found.ranks,
+                found.broken, own)  # fmt: skip
+    return Place(node.name, found.sets, where, order, kind)
 
 
 def _left_over(node: NodeView, used: Resources, requests: Resources, found: Fit) -> tuple[int, int]:

@@ -82,7 +82,7 @@ def _hope(books: Books, gang: Gang, fitting: Mapping[str, int], nodes: list[Node
     loads = Counter({node.name: min(gang.count, fitting.get(node.name, 0)) for node in nodes})
     hopes = []
     for node in nodes:
-        more = capacity(node, requests) - loads[node.name]
+        more = capacity(node, gang.demand) - loads[node.name]
         if more > 0 and hindrance(node, gang.demand) is None:
             used = books.used.get(node.name, {})
             ready = min((min(1.0, (node.allocatable.get(r, 0) - used.get(r, 0)) / amount - loads[node.name])

@@ -83,12 +83,13 @@ def _term_matches(node: NodeView, term: Mapping[str, Any]) -> bool:
     fields: Sequence[Requirement] = term.get("matchFields") or ()
     if not expressions and not fields:
         return False
-    return all(_holds(one, node.labels) for one in expressions) and all(
-        _holds(one, {"metadata.name": node.name}) for one in fields
+    return all(holds(one, node.labels) for one in expressions) and all(
+        holds(one, {"metadata.name": node.name}) for one in fields
     )
 
 
-def _holds(requirement: Requirement, values: Mapping[str, str]) -> bool:
+def holds(requirement: Requirement, values: Mapping[str, str]) -> bool:
+    """Whether labels, or fields, satisfy one of matchExpressions or matchFields."""
     found = values.get(requirement["key"])
     wanted: Sequence[str] = requirement.get("values") or ()
     match requirement.get("operator"):

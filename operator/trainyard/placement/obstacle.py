@@ -128,6 +128,8 @@ def _out(node: NodeView, gang: Gang) -> tuple[str, bool] | None:
         return why, why in ("not ready", "cordoned")
     if node.name in gang.without:
         return "avoided by the job for now", True
+    if gang.demand.apart == "Required" and node.name in gang.beside:
+        return "taken by another pod of the job, beside which the template wants none", True
     view = node.devices
     asked = gang.demand.requests.get(view.resource, 0) if view else 0
     if view is None or not asked:
@@ -140,7 +142,7 @@ def _out(node: NodeView, gang: Gang) -> tuple[str, bool] | None:
 
 
 def _capacity(node: NodeView, gang: Gang) -> int:
-    empty = capacity(node, gang.demand.requests)
+    empty = capacity(node, gang.demand)
     view = node.devices
     if view is None or gang.nearness is None or gang.nearness.level != "ring":
         return empty
@@ -153,7 +155,7 @@ def _blame(survey: _Survey, books: Books, node: NodeView, gang: Gang) -> None:
     used, requests = books.used.get(node.name, {}), gang.demand.requests
     view = node.devices
     asked = requests.get(view.resource, 0) if view else 0
-    if not capacity(node, requests):
+    if not capacity(node, gang.demand):
         never = _never(node, gang.demand)
         (survey.small if node.allocatable.get(never) else survey.without)[never].append(node)
     elif view is not None and asked and not fit(view, {}, asked, Gaze(gang.several, empty=True)).sets:

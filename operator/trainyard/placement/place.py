@@ -38,19 +38,23 @@ def place(
     without: Collection[str] = (),
     spoiled: Mapping[str, Collection[str]] | None = None,
     mates: Collection[str] = (),
+    others: Collection[str] = (),
+    loose: bool = False,
 ) -> dict[int, str] | Obstacle:
     """A node for each of the indices, or why the gang has no place: all of them or none.
 
-    `taken` says where the rest of the gang is, `mates` its pods (namespace/name); the books count those already. Nodes
-    in `avoid` (node: reason) and devices in `spoiled` (by node) are used only if the gang has no place without them,
-    nodes in `without` never. What `reserved` gangs, which come first, need or wait for is not given away. The same
-    input always gives the same answer.
+    `taken` says where the rest of the gang is, `mates` its pods (namespace/name), `others` where pods of the job are
+    that are no members, or none any more; the books count all of those already. Nodes in `avoid` (node: reason) and
+    devices in `spoiled` (by node) are used only if the gang has no place without them, nodes in `without` never.
+    `loose`: better on nodes without the rest of the gang, whatever they ask for. What `reserved` gangs, which come
+    first, need or wait for is not given away. The same input always gives the same answer.
     """
     wanted = sorted(set(indices))
     if not wanted:
         return {}
     there = (taken or {}).values()
-    gang = Gang(demand, len(wanted), len(wanted) + len(there), nearness, without, avoid or {}, spoiled or {}, mates)
+    gang = Gang(demand, len(wanted), len(wanted) + len(there), nearness, without, avoid or {}, spoiled or {}, mates,
+                frozenset({*there, *others}), loose)  # fmt: skip
     kept = books
     for claim in reserved:
         kept = reserve(kept, claim)

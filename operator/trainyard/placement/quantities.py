@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from trainyard.placement.apart import apart
 from trainyard.placement.books import Demand, NodeView, Resources, Taint
 
 LARGEST = 2**63 - 1  # where Kubernetes caps a quantity
@@ -81,6 +82,7 @@ def demand_of(pod: Mapping[str, Any]) -> Demand:
         node_selector=dict(spec.get("nodeSelector") or {}),
         affinity=dict(spec.get("affinity") or {}),
         tolerations=tuple(spec.get("tolerations") or ()),
+        apart=apart(pod),
         priority_class=spec.get("priorityClassName") or "",
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-from trainyard.placement.books import NodeView, Resources
+from trainyard.placement.books import Demand, NodeView, Resources
 from trainyard.placement.seats import PLAIN, Fit, Gaze, fit, whole
 
 PLENTY = 1 << 30  # pods of a node that nothing limits
@@ -45,14 +45,15 @@ def seats(
     return replace(found, sets=number, clean=min(found.clean, number), in_ring=min(found.in_ring, number))
 
 
-def capacity(node: NodeView, requests: Resources) -> int:
+def capacity(node: NodeView, demand: Demand) -> int:
     """How many pods would fit if the node were empty and all its devices healthy."""
-    view = node.devices
+    view, requests = node.devices, demand.requests
+    most = 1 if demand.apart == "Required" else PLENTY
     asked = requests.get(view.resource, 0) if view else 0
     if view is None or not asked:
-        return room(node, {}, requests)
+        return min(most, room(node, {}, requests))
     others = {name: amount for name, amount in requests.items() if name != view.resource}
-    return min(room(node, {}, others), whole(view, asked).sets)
+    return min(most, room(node, {}, others), whole(view, asked).sets)
 
 
 @lru_cache(maxsize=1 << 16)

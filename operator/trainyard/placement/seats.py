@@ -22,8 +22,8 @@ class Fit:
 
     sets: int = 0  # pods that get a legal set, one after the other
     clean: int = 0  # of those, the first ones whose sets have no device that is better left alone
-    rank: int = 0  # how the model's table likes the ring of the first set; smaller is better
-    broken: int = 0  # whole rings that the first set breaks
+    ranks: tuple[int, ...] = ()  # how the model's table likes the rings of the first 1, 2, ... sets together
+    broken: tuple[int, ...] = ()  # whole rings that are in pieces once the first 1, 2, ... sets are taken
     in_ring: int = 0  # pods whose sets stay, one after the other, in the ring of the first
     ring: int = 0  # that ring
     left: int = 0  # devices that are free now and may be given out
@@ -134,15 +134,22 @@ def _fit(model: str, layout: Layout, free: int, shunned: int, cut: int, spoiled:
     rings: dict[int, int] = {}
     for number, (ring, _) in enumerate(layout):
         rings[ring] = rings.get(ring, 0) | 1 << number
-    first, rank = _choice(model, layout, free, shunned, count)
-    home = next((ring for ring, seats in rings.items() if first and not first & ~seats), None)
-    sets = clean = in_ring = 0
+    whole = [ring for ring in (rings.values() if rule(model).ring else [(1 << len(layout)) - 1]) if not ring & ~free]
+    home: int | None = None
+    sets = clean = in_ring = rank = 0
+    ranks, broken = list[int](), list[int]()
     left = free
-    while (chosen := _choice(model, layout, left, shunned, count)[0]) and not chosen & cut:
+    while True:
+        chosen, liked = _choice(model, layout, left, shunned, count)
+        if not chosen or chosen & cut:
+            break
+        if not sets:
+            home = next((ring for ring, seats in rings.items() if not chosen & ~seats), None)
         clean += clean == sets and not chosen & spoiled
         in_ring += in_ring == sets and home is not None and not chosen & ~rings[home]
         sets += 1
         left &= ~chosen
-    whole = rings.values() if rule(model).ring else ((1 << len(layout)) - 1,)
-    broken = sum(not ring & ~free and bool(first & ring) and bool(ring & ~first) for ring in whole)
-    return Fit(sets, clean, rank, broken, in_ring, -1 if home is None else home, free.bit_count())
+        rank += liked
+        ranks.append(rank)
+        broken.append(sum(0 < (ring & left) < ring for ring in whole))
+    return Fit(sets, clean, tuple(ranks), tuple(broken), in_ring, -1 if home is None else home, free.bit_count())

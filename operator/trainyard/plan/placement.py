@@ -114,10 +114,10 @@ def _nodes(turn: Turn, rendering: Rendering) -> dict[int, str] | dict[int, None]
 
 def find_places(
     turn: Turn, rendering: Rendering, books: Books, indices: Sequence[int] | None = None,
-    spares: Mapping[int, str] | None = None,
+    spares: Mapping[int, str] | None = None, loose: bool = False,
 ) -> dict[int, str] | Obstacle:  # fmt: skip
     """A node for every one of the indices (default: members without a pod), were these the books and these the nodes of
-    spares; or why there is none."""
+    spares; or why there is none. `loose`: better on nodes that hold none of the others."""
     snap, gang = turn.snap, turn.gang
     taken = {i: node for i, pod in gang.holders.items() if (node := pod.node or pod.pinned)} | dict(spares or {})
     mates = frozenset(f"{snap.namespace}/{pod.name}" for pod in (*gang.holders.values(), *gang.spares.values()))
@@ -127,11 +127,13 @@ def find_places(
     for entry in turn.status.avoid:
         if entry.device:
             spoiled.setdefault(entry.node, set()).add(entry.device)
+    others = frozenset(node for pod in snap.pods if not pod.finished and (node := pod.node or pod.pinned))
     starts = not gang.holders and not trained(gang, turn.world)
     answer = place(
         books, rendering.demand, gang.missing if indices is None else indices, taken, soft,
         _claims(turn) if starts or indices is not None else (),
         nearness=nearness(turn), without=hard.keys(), spoiled=spoiled, mates=mates,
+        others=others, loose=loose,
     )  # fmt: skip
     if isinstance(answer, Obstacle) and hard:
         shunned = "; ".join(f"{name} until {entry.until} ({entry.reason})" for name, entry in sorted(hard.items())[:5])

@@ -122,7 +122,9 @@ def _made(turn: Turn, rendering: Rendering, count: int) -> tuple[Turn, Obstacle 
         obstacle = check_quota(turn.snap.quotas, rendering.demand, len(creates) + 1)
         node = None
         if obstacle is None and turn.spec.placement == "Planner":
-            found = find_places(turn, rendering, books, (index,), taken)
+            # What takes a lost pod's place is best on a node that is not lost with it; what waits to grow is not.
+            loose = len(taken) < turn.spec.spare_nodes
+            found = find_places(turn, rendering, books, (index,), taken, loose)
             if isinstance(found, Obstacle):
                 obstacle = found
             else:

@@ -53,10 +53,10 @@ def sets(node: NodeView, count: int) -> int:
 
 
 def goals(books: Books, chosen: tuple[str, ...]) -> tuple[int, ...]:
-    """The stated order: pods that share a node, nodes, super-pods, racks."""
+    """The stated order: super-pods, racks, nodes."""
     views = [view for name in set(chosen) if (view := books.nodes[name].devices)]
     racks = {(view.super_pod, view.rack) for view in views}
-    return max(Counter(chosen).values()), -len(set(chosen)), len({view.super_pod for view in views}), len(racks)
+    return len({view.super_pod for view in views}), len(racks), len(set(chosen))
 
 
 def answers(books: Books, count: int, pods: int) -> Iterator[tuple[str, ...]]:

@@ -33,6 +33,14 @@ CPU = {"cpu": 1000}
     ("avoided nodes come last", books(node("a"), node("b")), demand(), [0], {"avoid": {"a": "it failed"}}, {0: "b"}),
     ("avoided nodes are used if there is no other", books(node("a")), demand(), [0], {"avoid": {"a": "it failed"}},
      {0: "a"}),
+    ("devices are packed", books(node("a"), node("b"), node("c")), demand({NPU: 2}), range(5), {},
+     {0: "a", 1: "a", 2: "a", 3: "a", 4: "b"}),
+    ("devices of pods that are better apart are not", books(node("a"), node("b", npus=2)),
+     demand({NPU: 2}, apart="Preferred"), range(3), {}, {0: "a", 1: "a", 2: "b"}),
+    ("one a node, if the template wants none beside another", books(node("a"), node("b")),
+     demand({NPU: 2}, apart="Required"), range(2), {}, {0: "a", 1: "b"}),
+    ("and so is a replacement", books(node("a"), node("b"), node("c"), a=npus(2)), demand({NPU: 2}, apart="Required"),
+     [1], {"taken": {0: "a"}}, {1: "b"}),
     ("ranks of a zone follow each other", books(node("a", "y"), node("b", "x"), node("c", "y"), node("d", "x")),
      demand(), range(4), {}, {0: "b", 1: "d", 2: "a", 3: "c"}),
     ("one zone, the tightest", books(node("a", "x"), node("b", "y"), node("c", "x"), node("d", "y"), node("e", "x")),
@@ -95,11 +103,26 @@ def test_places(case: str, cluster: Books, wanted: Demand, indices: Any, options
      demand({"cpu": 1500, "memory": GI}), 5, "InsufficientCapacity",
      "Needs room for 5 pods with 1500m cpu, 1Gi memory each: 2 fit on 1 of 2 nodes; "
      "1 lacks free cpu (best: b with 500m of 4 free); even if they were empty, only 4 of 5 pods would fit."),
+    ("none beside another", books(node("a"), node("b"), node("c"), c=npus(8)), demand({NPU: 2}, apart="Required"), 3,
+     "InsufficientResources",
+     "Needs 3 nodes with 2 huawei.com/Ascend910: 2 of 3 have it; "
+     "1 lacks free huawei.com/Ascend910 (best: c with 0 of 8 free)."),
+    ("more than nodes, none beside another", books(node("a"), node("b")), demand(CPU, apart="Required"), 3,
+     "InsufficientCapacity",
+     "Needs 3 nodes with 1 cpu: 2 of 2 have it; even if they were empty, only 2 of 3 pods would fit."),
     ("pods are a resource", books(node("a", pods=3), a={"pods": 3}), demand({}), 1, "InsufficientResources",
      "Needs room for 1 pod: the only node does not have it; 1 lacks free pods (best: a with 0 of 3 free)."),
 ])  # fmt: skip
 def test_obstacles(case: str, cluster: Books, wanted: Demand, count: int, reason: str, message: str) -> None:
     assert place(cluster, wanted, range(count)) == Obstacle(reason, message), case
+
+
+def test_a_node_beside_which_the_template_wants_none_is_named() -> None:
+    found = place(books(node("a"), node("b", cordoned=True)), demand(CPU, apart="Required"), [1], {0: "a"})
+    assert found == Obstacle(
+        "InsufficientResources",
+        "Needs 1 node with 1 cpu: none of the 2 nodes has it; 1 is cordoned, 1 is taken by another pod of the job, "
+        "beside which the template wants none.")  # fmt: skip
 
 
 @pytest.mark.parametrize(("case", "left", "count", "message"), [

@@ -55,3 +55,34 @@ def test_an_avoided_device_is_one_of_the_last_to_be_used(device: str, node: str)
     assert [pod.node for pod in of_type(case.plan(), CreatePod)] == [node]
     made = case.but(books=cluster(seated("a"))).plan()
     assert [pod.node for pod in of_type(made, CreatePod)] == (["a"] if device else [])
+
+
+def beside(case: Any) -> Any:
+    """With books that know the job's pods."""
+    each = case.snap.rendering.demand.requests
+    return case.but(books=case.snap.books.take({f"ns/{pod.name}": pod.pinned for pod in case.snap.pods}, each))
+
+
+def test_a_gang_shares_a_node_and_its_spare_is_on_another() -> None:
+    case = asking(2, 2, spareNodes=1).but(books=cluster(seated("a"), seated("b")))
+    case = beside(case.settled())
+    assert [pod.pinned for pod in case.snap.pods] == ["a", "a"]
+    made = case.started().settled()
+    assert {pod.index: pod.pinned for pod in made.snap.pods} == {0: "a", 1: "a", 2: "b"}
+    alone = case.but(books=replace(case.snap.books, nodes={"a": seated("a")})).started().settled()
+    assert {pod.index: pod.pinned for pod in alone.snap.pods} == {0: "a", 1: "a", 2: "a"}, "rather there than none"
+
+
+def test_a_replacement_stays_off_the_node_of_the_pod_that_goes_where_none_may_be_beside_another() -> None:
+    """Kube-scheduler counts it as long as it is there."""
+    case = asking(2, 2).but(books=cluster(seated("a"), seated("b"), seated("c")))
+    demand = replace(case.snap.rendering.demand, apart="Required")
+    case = beside(case.but(rendering=replace(case.snap.rendering, demand=demand)).settled().started().settled())
+    assert [pod.pinned for pod in case.snap.pods] == ["a", "b"]
+    lost = case.pod(1, deleting=case.snap.now)
+    (create,) = of_type(lost.plan(), CreatePod)
+    assert (create.index, create.node) == (1, "c")
+    full = replace(lost.snap.books, nodes={name: lost.snap.books.nodes[name] for name in "ab"})
+    made = lost.but(books=full).plan()
+    assert not of_type(made, CreatePod)
+    assert "2 are taken by another pod of the job" in condition(made.status, "Scheduled")[2]
