@@ -59,6 +59,7 @@ class Run:
     drain: Path | None
     memory: MemoryWish | None = None  # copies in memory
     pulse: Path | None = None  # the file in which this rank says what it does
+    replace_stragglers: bool = False
     inject: str = ""  # faults on demand, see inject.py
 
     def told_to_drain(self) -> bool:
@@ -90,6 +91,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
         drain=_path(environment, "TRAINYARD_DRAIN"),
         memory=_memory(environment),
         pulse=_path(environment, "TRAINYARD_PULSE"),
+        replace_stragglers=environment.get("TRAINYARD_STRAGGLERS") == "Replace",
         inject=environment.get("TRAINYARD_INJECT", ""),
     )
     train = read(Path(path))

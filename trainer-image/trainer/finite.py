@@ -101,8 +101,13 @@ class First:
 
 def firsts(gang: Gang, moment: int | None) -> list[First]:
     """Those ranks, at every rank; each says when its own were first not finite, see GradientWatch.first()."""
+    return earliest(gather(gang, (moment, place(gang))))
+
+
+def place(gang: Gang) -> str:
+    """Where this rank computes."""
     node = os.environ.get("TRAINYARD_NODE") or os.environ.get("TRAINYARD_POD") or socket.gethostname()
-    return earliest(gather(gang, (moment, f"{node} {gang.device.type} {gang.local_rank}")))
+    return f"{node} {gang.device.type} {gang.local_rank}"
 
 
 def earliest(moments: Sequence[tuple[int | None, str]]) -> list[First]:

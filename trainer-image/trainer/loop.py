@@ -26,15 +26,16 @@ from trainer.checkpoint.saver import Saver, State
 from trainer.config import Run
 from trainer.data import batches as data
 from trainer.data.batches import Batches
-from trainer.distributed import Gang, say, tell_all, together
+from trainer.distributed import Gang, gather, say, tell_all, together
 from trainer.errors import ConfigError
-from trainer.finite import IN_A_ROW, Diverged, First, GradientWatch, Record, SuspectDevice, Verdict, firsts
+from trainer.finite import IN_A_ROW, Diverged, First, GradientWatch, Record, SuspectDevice, Verdict, firsts, place
 from trainer.inject import Injection
 from trainer.model import weights
 from trainer.optimizer import AdamW, learning_rate
 from trainer.parallel.model import MicroBatch, ParallelModel
 from trainer.precision import LossScale, Precision, clear_overflow, overflow_seen
 from trainer.progress import Progress
+from trainer.stragglers import OwnTime, Stragglers, measurable
 
 MEASURED_STEPS = 6  # after which it is decided how often copies in memory are taken
 FINAL_TRIES = 5  # of the save that ends a run: 1, 2, 4, 8 seconds apart
@@ -72,6 +73,11 @@ class Loop:
         self.progress, self.identity = progress, identity
         self.scale = LossScale() if precision == "fp16" else None
         self.watch = GradientWatch(list(model.modules()))
+        self.own_time = OwnTime()
+        self.stragglers: Stragglers | None = None
+        if measurable(model.layout, gang.device):
+            self.own_time.measure_waits()
+            self.stragglers = Stragglers()
         self.record = Record()  # of batches that were not finite
         self.loss = torch.zeros(())  # of this rank, summed over its tokens
         self.suspect = ""  # why this rank's device is to be left, once it is
@@ -273,6 +279,7 @@ class Loop:
         every time."""
         clear_overflow(self.gang.device)
         self.watch.begin()
+        self.own_time.begin()
         factor = self.loss_factor(targets) * self.injection.factor(self.step + 1, self.gang.rank, tries)
         self.loss = self.model.train_batch(
             self.micro_batches, lambda micro: self.take(self.training, self.samples, micro), factor,
@@ -324,10 +331,14 @@ class Loop:
         busy = self.saver is not None and self.saver.busy
         square = self.optimizer.squared_norm(self.model.mesh.copies)
         mine = [float(loss), float(square), overflow_seen(self.gang.device), self.run_.told_to_drain(), busy,
-                self.gang.first and self.save_due(), self.memory.behind() if self.memory is not None else 0.0]
+                self.gang.first and self.save_due(), self.memory.behind() if self.memory is not None else 0.0,
+                self.gang.first and self.stragglers is not None and self.own_time.due()]
         numbers = torch.tensor(mine, dtype=torch.float64)
+        self.own_time.arrive()
         dist.all_reduce(numbers, group=self.gang.control)
-        total, squares, overflow, drain_sum, busy_sum, save, behind = numbers.tolist()
+        total, squares, overflow, drain_sum, busy_sum, save, behind, compare = numbers.tolist()
+        if compare:
+            self.compare_ranks()
         if self.memory is not None:
             self.memory.reduced(behind)
         norm = math.sqrt(squares) if squares >= 0 else math.nan
@@ -354,6 +365,19 @@ class Loop:
         elif self.scale:
             self.scale.overflowed()
         self.optimizer.zero_gradients()
+
+    def compare_ranks(self) -> None:
+        """Name ranks that have been slower at their own work than the others for a minute."""
+        assert self.stragglers is not None
+        own, seconds = self.own_time.take()
+        found = gather(self.gang, (own, self.model.mesh.coordinates["pipeline"], seconds, place(self.gang)))
+        owns, stages, since, places = zip(*found, strict=True)
+        for slow in self.stragglers.compare(owns, stages, since[0]):
+            words = (f"rank {slow.rank} ({places[slow.rank]}) has needed {slow.own:.3f} s a step for its own work for a "
+                     f"minute, the median is {slow.usual:.3f} s")
+            self.warn("Straggler", words)
+            if slow.rank == self.gang.rank and self.run_.replace_stragglers:
+                self.suspect = f"straggler: {words}"
 
     def evaluate(self, steps: int) -> bool:
         """The mean loss over the first `steps` batches of the held-out data; the same ones every time. False if a

@@ -22,6 +22,7 @@ from trainyard.api.base import (
     auto_or,
     rules,
 )
+from trainyard.api.protocol import Warning_
 from trainyard.api.train import TrainConfig
 
 Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspending", "Suspended", "Succeeded", "Failed"]
@@ -137,6 +138,9 @@ class FailurePolicy(Model):
     replace_seconds: Seconds = 120
     """Seconds for which a gang waits for the pods that take lost ones' places, before it goes on with fewer where
     minNodes allows it; and for which it then trains before it grows again."""
+    stragglers: Literal["Report", "Replace"] = "Report"
+    """What is done about a rank of the shipped trainer that needs 1.5 times as long as the median for its own work, for
+    a minute. Report: an Event names it. Replace: its pod is also replaced, on another node if there is one."""
     rules: Annotated[list[FailureRule], Field(max_length=32)] = Field(default_factory=list)
     """Judged in order, the first match wins. Unless a rule names them, exit codes 78 (bad configuration) and 79 (loss
     not finite) mean Fail, and 76 (this rank's device computes wrongly) RestartNode."""
@@ -401,6 +405,13 @@ class DeviceFault(Lenient):
     """When it stopped the job last."""
 
 
+class JobWarning(Warning_):
+    """What a pod warned of."""
+
+    pod: Name
+    """The pod."""
+
+
 class TrainingJobStatus(Lenient):
     """What is."""
 
@@ -448,5 +459,6 @@ class TrainingJobStatus(Lenient):
     """Times in a row that the gang was withdrawn because a pod could not start; decides the backoff."""
     retry_at: Time | None = None
     """When the gang is placed again after a withdrawal."""
-    warned_at: Time | None = None
-    """Time of the newest warning of a pod that was announced as an Event."""
+    warnings: Annotated[list[JobWarning], Field(max_length=10)] = Field(default_factory=list)
+    """The last ten warnings of pods, oldest first: batches that were not finite, stragglers, checkpoints that could not
+    be saved. Each is also an Event, once."""

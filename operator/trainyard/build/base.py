@@ -176,6 +176,7 @@ def _environment(job: JobRef, spec: TrainingJobSpec) -> list[Object]:
         "TRAINYARD_CHECKPOINT_KEEP": str(spec.checkpoint.keep),
     }
     if spec.command is None:
+        plain["TRAINYARD_STRAGGLERS"] = spec.failure_policy.stragglers
         plain["TRAINYARD_TRAIN_CONFIG"] = f"{CONFIG_PATH}/train.json"
         plain["TRAINYARD_PRELOAD"] = TRAINER_PRELOAD
     elif spec.preload:

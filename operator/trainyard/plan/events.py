@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from trainyard.api.job import ConditionType
+from trainyard.api.job import ConditionType, JobWarning
 from trainyard.plan.conditions import find, holds, shorten
 from trainyard.plan.times import fine_stamp, moment
 from trainyard.plan.turn import Turn
 
 LIMIT = 1000  # characters; the API allows 1,024
+KEPT = 10  # of status.warnings
 ANNOUNCED: tuple[tuple[ConditionType, str, bool], ...] = (
     ("Accepted", "Admitted", False), ("Scheduled", "Scheduled", False), ("Suspended", "Suspended", False),
     ("Succeeded", "Succeeded", False), ("Failed", "Failed", True),
@@ -68,16 +69,19 @@ def _recovery(turn: Turn) -> Turn:
 
 def _warnings(turn: Turn) -> Turn:
     """Warnings of the pods that are newer than the last one announced."""
-    last = moment(turn.status.warned_at)
+    told = turn.status.warnings
+    last = moment(told[-1].at) if told else None
     fresh = []
     for report in turn.gang.reports:
         for warning in report.spec.warnings:
             at = moment(warning.at)
             if at is not None and at <= turn.now and (last is None or at > last):
                 fresh.append((at, report.pod, warning))
-    for _, pod, warning in sorted(fresh, key=lambda one: one[:2]):
-        turn = _say(turn, warning.reason, f"Pod {pod}: {warning.message}", True)
-    return turn.note(warned_at=fine_stamp(max(at for at, _, _ in fresh))) if fresh else turn
+    made = [JobWarning(pod=pod, at=fine_stamp(at), reason=warning.reason, message=warning.message)
+            for at, pod, warning in sorted(fresh, key=lambda one: one[:2])]
+    for each in made:
+        turn = _say(turn, each.reason, f"Pod {each.pod}: {each.message}", True)
+    return turn.note(warnings=[*told, *made][-KEPT:]) if made else turn
 
 
 def _message(turn: Turn, kind: ConditionType) -> str:

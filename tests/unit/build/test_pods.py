@@ -122,6 +122,7 @@ def test_a_pod_of_the_shipped_trainer() -> None:
                         TRAINYARD_GRACE="30",
                         TRAINYARD_CHECKPOINT_EVERY="7",
                         TRAINYARD_CHECKPOINT_KEEP="2",
+                        TRAINYARD_STRAGGLERS="Report",
                         TRAINYARD_TRAIN_CONFIG="/etc/trainyard/train.json",
                         TRAINYARD_PRELOAD="trainer.preload:warm_up",
                         TRAINYARD_CHECKPOINT="/checkpoint",

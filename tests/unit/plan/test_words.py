@@ -156,7 +156,10 @@ def test_warnings_are_announced_once() -> None:
     (event,) = case.plan().events
     assert (event.type, event.reason) == ("Warning", "CheckpointFailed")
     assert "disk full" in event.message
-    assert case.applied().plan().events == ()
+    after = case.applied()
+    (told,) = after.status.warnings
+    assert (told.pod, told.reason, told.message) == ("j-1-1", "CheckpointFailed", "disk full")
+    assert after.plan().events == ()
 
 
 def test_every_reason_is_explained() -> None:
