@@ -373,8 +373,8 @@ class Loop:
         found = gather(self.gang, (own, self.model.mesh.coordinates["pipeline"], seconds, place(self.gang)))
         owns, stages, since, places = zip(*found, strict=True)
         for slow in self.stragglers.compare(owns, stages, since[0]):
-            words = (f"rank {slow.rank} ({places[slow.rank]}) has needed {slow.own:.3f} s a step for its own work for a "
-                     f"minute, the median is {slow.usual:.3f} s")
+            words = (f"rank {slow.rank} ({places[slow.rank]}) has needed {slow.own:.3f} s a step for its own work for "
+                     f"a minute, the median is {slow.usual:.3f} s")
             self.warn("Straggler", words)
             if slow.rank == self.gang.rank and self.run_.replace_stragglers:
                 self.suspect = f"straggler: {words}"

@@ -1,6 +1,7 @@
 """Ranks that are slower than the others at their own work, that is without the time they wait for each other.
 
-Measured where waiting blocks the host: gloo, on CPUs. On accelerators the host only queues work, and nothing is judged."""
+Measured where waiting blocks the host: gloo, on CPUs. On accelerators the host only queues work, and nothing is
+judged."""
 
 from __future__ import annotations
 
@@ -95,8 +96,8 @@ class Stragglers:
     told: set[int] = field(default_factory=set)
 
     def compare(self, own: Sequence[float], stages: Sequence[int], seconds: float) -> list[Slow]:
-        """`own` by rank, means of the last `seconds`; `stages` the pipeline stage of each: only ranks of the same one do
-        the same work. The ranks that have been slow for a minute, each told once until it is as fast as the others
+        """`own` by rank, means of the last `seconds`; `stages` the pipeline stage of each: only ranks of the same one
+        do the same work. The ranks that have been slow for a minute, each told once until it is as fast as the others
         again."""
         found = []
         for rank, (mine, stage) in enumerate(zip(own, stages, strict=True)):
