@@ -55,6 +55,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "numNodes missing": (command_job(numNodes=DELETE), "spec.numNodes", "Required value"),
     "numNodes as text": (command_job(numNodes="2"), "spec.numNodes", 'must be of type integer: "string"'),
     "too many nodes": (command_job(numNodes=16385), "spec.numNodes", "should be less than or equal to 16384"),
+    "more copies than other nodes": (job(checkpoint={"memory": {"copies": 2}}), "spec", "must be less than numNodes"),
     "minNodes above numNodes": (job(minNodes=5), "spec", "minNodes must not be above numNodes"),
     "neither train nor command": (command_job(command=DELETE), "spec", "exactly one of train and command must be set"),
     "both train and command": (job(command=["python3"]), "spec", "exactly one of train and command must be set"),

@@ -69,7 +69,8 @@ class MemoryCopies(Model):
     """Steps between two copies that are also sent to other nodes, a multiple of every. auto: as often as takes the
     other half."""
     copies: Annotated[Annotated[int, Field(ge=0, le=8)] | Auto, WithJsonSchema(auto_or(0, 8))] = "auto"
-    """Other nodes that hold a copy, less than numNodes. auto: 1, or fewer if memory does not suffice."""
+    """Other nodes that hold a copy, less than numNodes. auto: 1, or fewer if memory does not suffice. A number is kept:
+    the memory it takes is added to what the container trainer asks for and may use."""
 
     @model_validator(mode="after")
     def _whole_periods(self) -> Self:
@@ -146,12 +147,17 @@ class FailurePolicy(Model):
     not finite) mean Fail, and 76 (this rank's device computes wrongly) RestartNode."""
 
 
+FEW_COPIES = "checkpoint.memory.copies must be less than numNodes: copies are kept on other nodes"
+
+
 class TrainingJobSpec(Model):
     """What is wanted."""
 
     model_config = ConfigDict(json_schema_extra=rules(
         ("has(self.train) != has(self.command)", "exactly one of train and command must be set"),
         ("!has(self.minNodes) || self.minNodes <= self.numNodes", "minNodes must not be above numNodes"),
+        ("!has(self.checkpoint) || !has(self.checkpoint.memory) || !has(self.checkpoint.memory.copies) || "
+         "type(self.checkpoint.memory.copies) == string || self.checkpoint.memory.copies < self.numNodes", FEW_COPIES),
         (f"self.numNodes + (has(self.spareNodes) ? self.spareNodes : 0) <= {MOST_NODES}",
          f"numNodes and spareNodes must not be above {MOST_NODES} together"),
         ("!has(self.train) || !has(self.runtime) || self.runtime == 'torch'",
@@ -176,8 +182,8 @@ class TrainingJobSpec(Model):
     devices: Devices | None = None
     """Accelerators; absent means CPU."""
     topology: Topology | None = None
-    """How near to each other the pods have to be; absent: one pod a node while there are enough of
-    them, in as few super-pods, then racks as possible."""
+    """How near to each other the pods have to be; absent: pods with devices in as few super-pods, then racks, then
+    nodes as possible, pods without one a node while there are enough."""
     runtime: Literal["torch", "mindspore"] = "torch"
     """How the ranks of `command` find each other: by torch's environment, or by MindSpore's dynamic cluster."""
     placement: Literal["Planner", "Scheduler"] = "Planner"
@@ -221,6 +227,9 @@ class TrainingJobSpec(Model):
             raise ValueError("exactly one of train and command must be set")
         if self.min_nodes is not None and self.min_nodes > self.num_nodes:
             raise ValueError("minNodes must not be above numNodes")
+        copies = self.checkpoint.memory.copies
+        if isinstance(copies, int) and copies >= self.num_nodes:
+            raise ValueError(FEW_COPIES)
         if self.num_nodes + self.spare_nodes > MOST_NODES:
             raise ValueError(f"numNodes and spareNodes must not be above {MOST_NODES} together")
         if self.train is not None and self.runtime != "torch":

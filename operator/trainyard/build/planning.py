@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainyard.api.job import LayoutStatus, TrainingJobSpec
 from trainyard.api.train import TrainConfig
 from trainyard.layout import choose, settle
 from trainyard.layout.job import of_job
+from trainyard.layout.memory import state_bytes
 from trainyard.layout.sizes import check_min_nodes, gang_sizes
 from trainyard.layout.table import sentence
 from trainyard.layout.types import Estimate, Workload
 
 
-def plan_layout(spec: TrainingJobSpec, device: str = "") -> tuple[TrainConfig | None, LayoutStatus | None]:
-    """What the trainer is told, with everything set that was left open, and what the status says about it. Where only
-    the files of train.model.path know the model's shape, the configuration stays as it is: the trainer plans at its
-    start. `device`: the model that the nodes' agents tell. Raises InvalidLayout and LayoutDoesNotFit."""
+class Planned(NamedTuple):
+    """What is known of a job's layout before its pods are made."""
+
+    train: TrainConfig | None  # what the trainer is told, with everything set that was left open
+    layout: LayoutStatus | None  # what the status says about it
+    state: float  # bytes of parameters and moments of the fullest rank; 0 where only the trainer will know
+
+
+def plan_layout(spec: TrainingJobSpec, device: str = "") -> Planned:
+    """Chooses what the manifest leaves open. Where only the files of train.model.path know the model's shape, the
+    configuration stays as it is: the trainer plans at its start. `device`: the model that the nodes' agents tell.
+    Raises InvalidLayout and LayoutDoesNotFit."""
     work = of_job(spec, model=device)
     if spec.train is None or work is None:
         check_min_nodes(spec, None)
-        return spec.train, None
+        return Planned(spec.train, None, 0)
     best = choose(work).best
     status = status_of(work, best)
     check_min_nodes(spec, status)
     if spec.min_nodes is not None:
         status = status.model_copy(update={"sizes": gang_sizes(spec, status)})
-    return settle(spec.train, work, best.layout), status
+    return Planned(settle(spec.train, work, best.layout), status, state_bytes(work.shape, best.layout))
 
 
 def status_of(work: Workload, each: Estimate) -> LayoutStatus:

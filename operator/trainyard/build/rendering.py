@@ -10,6 +10,7 @@ from typing import Any
 from trainyard.api import GROUP, TRAINER_CONTAINER
 from trainyard.api.job import LayoutStatus, TrainingJobSpec
 from trainyard.build.base import UNREACHABLE, base_template, supervisor_image
+from trainyard.build.copies import copies_bytes, make_room
 from trainyard.build.hashes import canonical, digest
 from trainyard.build.merge import merge
 from trainyard.build.owned import metadata
@@ -36,7 +37,8 @@ def render(job: JobRef, spec: TrainingJobSpec, settings: BuildSettings, device: 
     _tolerate(pod)
     _relax(pod, trainer, spec)
     _drop_unused(pod)
-    train, layout = plan_layout(spec, device)
+    train, layout, state = plan_layout(spec, device)
+    make_room(pod, spec, copies_bytes(spec, state))
     image = supervisor_image(settings) if spec.command is not None else str(trainer["image"])
     rendered = RenderedJob(job, template, train.dump() if train else None, "", image, settings.version,
                            asked=as_written(spec.train) if spec.train else None, layout=layout)

@@ -85,7 +85,7 @@ def _on_rank(work: Workload, layout: Layout, rank: int, kept: float, whole: floa
     # numbers of parameters that one tensor rank holds before they are sharded
     block = shape.dense_layer / layout.tensor + shape.expert_layer / layout.expert
     root = ends * shape.embedding / layout.tensor + shape.hidden
-    mine = (layers * (shape.dense_layer / layout.tensor + shape.expert_layer) + root) / layout.sharding
+    mine = _held(shape, layout, layers, root)
 
     each = layers / len(stages) * kept
     if layout.pipeline > 1:  # what came from the stage before, and what went to the next
@@ -105,6 +105,22 @@ def _on_rank(work: Workload, layout: Layout, rank: int, kept: float, whole: floa
     left = gathered if layout.pipeline > 1 else size * root if gathered else 0.0
     ending = (MASTER * mine, left, gradients, optimizer, 0.0, 0.0, _reducing(layout, block, root, size), checkpoint)
     return max(turning, ending, key=sum)
+
+
+def _held(shape: ModelShape, layout: Layout, layers: int, root: float) -> float:
+    """Numbers of parameters that a rank holds of these layers and the `root`, sharded."""
+    return (layers * (shape.dense_layer / layout.tensor + shape.expert_layer) + root) / layout.sharding
+
+
+def state_bytes(shape: ModelShape, layout: Layout) -> float:
+    """Parameters and both moments in fp32 of the rank that has most of them: what a copy of its state holds."""
+    last, most = layout.pipeline * layout.chunks - 1, 0.0
+    for rank in range(layout.pipeline):
+        stages = stages_of(layout, rank)
+        layers = sum(layout.stage_layers[stage] for stage in stages) if layout.stage_layers else shape.layers
+        ends = (0 in stages) + (last in stages and not shape.tied)
+        most = max(most, _held(shape, layout, layers, ends * shape.embedding / layout.tensor + shape.hidden))
+    return (MASTER + ADAM) * most
 
 
 def _gathered(layout: Layout, layers: int, block: float, root: float, size: int) -> float:

@@ -135,6 +135,7 @@ def test_both_refuse_every_field_that_is_out_of_bounds(name: str) -> None:
 @pytest.mark.parametrize(("spec", "message"), [
     ({"numNodes": 1}, "exactly one of train and command must be set"),
     ({"numNodes": 1, "command": ["a"], "minNodes": 2}, "minNodes must not be above numNodes"),
+    ({"numNodes": 2, "command": ["a"], "checkpoint": {"memory": {"copies": 2}}}, "must be less than numNodes"),
     ({"numNodes": 1, "train": {"model": {"size": "tiny"}, "data": {"sources": [{"path": "/a"}]}, "steps": 1},
       "preload": ["torch"]}, "preload needs command"),
     ({"numNodes": 1, "command": ["a"], "checkpoint": {"subPath": "a/../b"}},

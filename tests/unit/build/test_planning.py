@@ -23,7 +23,7 @@ def large(**train: Any) -> dict[str, Any]:
 
 
 def test_everything_is_set_and_the_status_says_why() -> None:
-    train, status = plan_layout(train_job(train=large(), numNodes=4, devices=NPUS))
+    train, status, _ = plan_layout(train_job(train=large(), numNodes=4, devices=NPUS))
     assert train is not None
     assert status is not None
     assert planned.is_settled(TrainConfig.model_validate(train.dump()), 32)
@@ -36,7 +36,7 @@ def test_everything_is_set_and_the_status_says_why() -> None:
 
 
 def test_what_is_set_is_kept() -> None:
-    train, status = plan_layout(train_job(train=large(parallel={"tensor": 4}, microBatchSize=2), devices=NPUS))
+    train, status, _ = plan_layout(train_job(train=large(parallel={"tensor": 4}, microBatchSize=2), devices=NPUS))
     assert train is not None
     assert train.parallel.tensor == 4
     assert train.micro_batch_size == 2
@@ -45,7 +45,7 @@ def test_what_is_set_is_kept() -> None:
 
 
 def test_the_agents_word_decides_the_device() -> None:
-    _, status = plan_layout(train_job(train=large(), numNodes=4, devices=NPUS), "910A")
+    _, status, _ = plan_layout(train_job(train=large(), numNodes=4, devices=NPUS), "910A")
     assert status is not None
     assert (status.explanation or "").startswith("On 910A: ")
 
@@ -59,8 +59,8 @@ def test_refusals() -> None:
 
 def test_only_the_files_know_the_model() -> None:
     job = train_job(train={**TRAIN, "model": {"path": "/models/llama"}})
-    assert plan_layout(job) == (job.train, None)
-    assert plan_layout(command_job()) == (None, None)
+    assert plan_layout(job) == (job.train, None, 0)
+    assert plan_layout(command_job()) == (None, None, 0)
 
 
 def test_a_gang_of_another_size_plans_anew(tmp_path: Path) -> None:
