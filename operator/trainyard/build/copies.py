@@ -32,7 +32,7 @@ def make_room(pod: Object, spec: TrainingJobSpec, need: int) -> None:
         return
     room = -(-int(need / SHARE) // MIB)  # MiB
     trainer = next(each for each in pod["containers"] if each["name"] == TRAINER_CONTAINER)
-    mount = next((each for each in trainer["volumeMounts"] if each["mountPath"].rstrip("/") == SHM_PATH), {})
+    mount: Object = next((each for each in trainer["volumeMounts"] if each["mountPath"].rstrip("/") == SHM_PATH), {})
     volume: Object = next((each for each in pod["volumes"] if each["name"] == mount.get("name")), {})
     if "emptyDir" in volume:
         directory = volume["emptyDir"] = dict(volume["emptyDir"] or {})
