@@ -77,11 +77,18 @@ class Run:
     """One job of chain.py with devices."""
 
     def __init__(self, yard: Yard, devices: Devices, namespace: str, name: str, *, nodes: int = 2, per_node: int = 4,
-                 steps: int = 60, step_seconds: float = 0.2, **spec: Any) -> None:  # fmt: skip
+                 steps: int = 60, step_seconds: float = 0.2, apart: bool = False, **spec: Any) -> None:  # fmt: skip
+        """`apart`: the template wants no two pods on one node."""
         self.yard, self.devices, self.steps = yard, devices, steps
         manifest = counting(name, namespace, yard.trainer_image, nodes=nodes, steps=steps, step_seconds=step_seconds,
                             script=CHAIN, devices={"resource": RESOURCE, "perNode": per_node}, numProcPerNode=1,
                             **spec)  # fmt: skip
+        if apart:
+            term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"job": name}}}
+            template = manifest["spec"]["template"]
+            template["metadata"] = {"labels": {"job": name}}
+            template["spec"]["affinity"] = {
+                "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
         self.job: Job = yard.api.apply(manifest)
         self.folder = yard.volume(namespace) / name
 

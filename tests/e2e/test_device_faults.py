@@ -25,10 +25,11 @@ def node_condition(yard: Yard, node: str) -> Object:
 
 
 def test_a_fault_in_use_moves_the_pod_and_an_unused_one_nothing(yard: Yard, devices: Devices, namespace: str) -> None:
-    run = Run(yard, devices, namespace, "in-use", steps=90)
+    run = Run(yard, devices, namespace, "in-use", steps=90, apart=True)
     run.wait_steps(5)
     node, ids = run.place(1)
     assert len(ids) == 4
+    assert run.place(0)[0] != node, "the template wants it so"
     devices.wait("holders are told", lambda: devices.device(node, ids[0]).get("pod"))
     spare = run.free(node)
     devices.fault(node, spare, **STOPS)
@@ -62,6 +63,7 @@ def test_rank_0_and_then_both_at_once(yard: Yard, devices: Devices, namespace: s
     run = Run(yard, devices, namespace, "rank-0", steps=80)
     run.wait_steps(5)
     node, ids = run.place(0)
+    assert run.place(1)[0] == node, "two pods of half a node each are one node's work"
     devices.fault(node, ids[0], **STOPS)
     (recovery,) = run.recoveries(1)
     assert ids[0] in recovery["culprit"]

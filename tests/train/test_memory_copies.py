@@ -28,6 +28,7 @@ class Pods:
     def __init__(self, number: int) -> None:
         self.folders: list[Path] = []
         self.copiers: list[subprocess.Popen[str]] = []
+        self.one_node = False
         for _ in range(number):
             self.folders.append(Path(tempfile.mkdtemp(prefix="trainyard-test-", dir="/dev/shm")))
             self.copiers.append(self._start(self.folders[-1]))
@@ -65,7 +66,8 @@ class Pods:
         def of_rank(rank: int) -> dict[str, str]:
             return {"LOCAL_RANK": str(rank % RANKS_A_POD), "LOCAL_WORLD_SIZE": str(RANKS_A_POD),
                     "TRAINYARD_MEMORY": str(self.folders[rank // RANKS_A_POD]), "TRAINYARD_MEMORY_EVERY": every,
-                    "TRAINYARD_MEMORY_COPY_EVERY": copy_every}
+                    "TRAINYARD_MEMORY_COPY_EVERY": copy_every,
+                    "TRAINYARD_NODE": "node" if self.one_node else f"node-{rank // RANKS_A_POD}"}
 
         return of_rank
 
@@ -234,6 +236,7 @@ def test_training_goes_on_while_a_copier_hangs(tmp_path: Path, config: dict[str,
 
 def test_copies_damaged_everywhere_do_not_end_a_job_of_another_layout(tmp_path: Path, config: dict[str, Any],
                                                                       pods: Pods) -> None:
+    pods.one_node = True
     kill_at(tmp_path, config, pods, 4)
     for path in (path for folder in pods.folders for path in folder.glob("*/*/1.*") if path.parent.name != "acks"):
         slot = Slot.open(str(path), write=True)
@@ -244,6 +247,7 @@ def test_copies_damaged_everywhere_do_not_end_a_job_of_another_layout(tmp_path: 
     ended = go_on(tmp_path, {**config, "parallel": {"data": 2, "shard": 1, "tensor": 2}, "steps": 6}, pods)
     assert ended.codes == [0] * 4, ended.text
     assert "in memory are not used" in ended.out[0]
+    assert "not that of its node" in ended.out[0], "both pods are on one"
     assert sorted(ended.losses) == [1, 2, 3, 4, 5, 6]
 
 

@@ -197,6 +197,8 @@ class Loop:
             self.warn("NoMemoryCopies", str(error))
             self.memory = None
             return
+        if not self.memory.outlive_node:
+            say(self.gang, "copies in memory outlive the loss of a pod, but not that of its node: all pods are there")
         if recalled is not None:
             self.memory.copy(self.step, self.counters(), refill=recalled.run if same else self.memory.run)
         self.decide_at = self.step + MEASURED_STEPS

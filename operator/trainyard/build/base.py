@@ -196,8 +196,10 @@ def _environment(job: JobRef, spec: TrainingJobSpec) -> list[Object]:
     # the user's name find them here.
     plain |= {"HOME": "/tmp", "USER": TRAINER_CONTAINER}
     known = {"TRAINYARD_POD": "metadata.name", "TRAINYARD_POD_UID": "metadata.uid", "TRAINYARD_POD_IP": "status.podIP"}
+    if _ascend(spec) or "TRAINYARD_MEMORY" in plain:
+        known["TRAINYARD_NODE"] = "spec.nodeName"
     if _ascend(spec):
-        known |= {"TRAINYARD_NODE": "spec.nodeName", "TRAINYARD_HOST_IP": "status.hostIP"}
+        known["TRAINYARD_HOST_IP"] = "status.hostIP"
     return [
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in known.items()),
         *({"name": name, "value": value} for name, value in plain.items()),

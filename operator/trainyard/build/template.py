@@ -53,10 +53,10 @@ def check_template(spec: TrainingJobSpec) -> None:
     _check_pod(pod, spec)
     _check_amounts(_object(pod.get("resources"), f"{POD}.resources"), f"{POD}.resources", spec)
     _check_lists(pod)
-    for index, volume in enumerate(keyed(pod.get("volumes") or [], "name", f"{POD}.volumes")):
+    for index, volume in enumerate(keyed(_given(pod, "volumes"), "name", f"{POD}.volumes")):
         if volume["name"] in _OWN_VOLUMES:
             raise InvalidTemplate(f"{POD}.volumes[{index}].name", f"{volume['name']} is Trainyard's own volume")
-    for index, init in enumerate(keyed(pod.get("initContainers") or [], "name", f"{POD}.initContainers")):
+    for index, init in enumerate(keyed(_given(pod, "initContainers"), "name", f"{POD}.initContainers")):
         if init["name"] == SUPERVISOR_CONTAINER:
             raise InvalidTemplate(f"{POD}.initContainers[{index}].name", "this is Trainyard's own container")
     path, trainer = trainer_of(spec)
@@ -66,11 +66,17 @@ def check_template(spec: TrainingJobSpec) -> None:
 
 def trainer_of(spec: TrainingJobSpec) -> tuple[str, Mapping[str, Any]]:
     """Path and contents of the container `trainer` in the template; empty if the template has none."""
-    containers = _object((spec.template or {}).get("spec"), POD).get("containers") or []
+    containers = _given(_object((spec.template or {}).get("spec"), POD), "containers")
     for index, container in enumerate(keyed(containers, "name", f"{POD}.containers")):
         if container["name"] == TRAINER_CONTAINER:
             return f"{POD}.containers[{index}]", container
     return f"{POD}.containers", {}
+
+
+def _given(part: Mapping[str, Any], name: str) -> Any:
+    """What a list's field says; nothing and null are empty lists, false and "" are mistakes."""
+    found = part.get(name)
+    return [] if found is None else found
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
@@ -108,10 +114,10 @@ def _check_pod(pod: Mapping[str, Any], spec: TrainingJobSpec) -> None:
 def _check_lists(pod: Mapping[str, Any]) -> None:
     """Everything that is looked into later has the form it should have; the rest is the API server's to judge."""
     for part in ("containers", "initContainers"):
-        for index, container in enumerate(keyed(pod.get(part) or [], "name", f"{POD}.{part}")):
+        for index, container in enumerate(keyed(_given(pod, part), "name", f"{POD}.{part}")):
             here = f"{POD}.{part}[{index}]"
-            keyed(container.get("volumeMounts") or [], "mountPath", f"{here}.volumeMounts")
-    tolerations = pod.get("tolerations") or []
+            keyed(_given(container, "volumeMounts"), "mountPath", f"{here}.volumeMounts")
+    tolerations = _given(pod, "tolerations")
     if not isinstance(tolerations, list):
         raise InvalidTemplate(f"{POD}.tolerations", f"expected a list, found {kind(tolerations)}")
     for index, toleration in enumerate(tolerations):
@@ -125,14 +131,14 @@ def _check_trainer(trainer: Mapping[str, Any], path: str, spec: TrainingJobSpec)
             raise InvalidTemplate(f"{path}.{name}", f"cannot be set, the container runs the supervisor: {instead}")
     if trainer.get("restartPolicy") is not None:
         raise InvalidTemplate(f"{path}.restartPolicy", "cannot be set: the supervisor restarts its ranks itself")
-    for index, variable in enumerate(keyed(trainer.get("env") or [], "name", f"{path}.env")):
+    for index, variable in enumerate(keyed(_given(trainer, "env"), "name", f"{path}.env")):
         if str(variable["name"]).startswith("TRAINYARD_"):
             why = f"{variable['name']}: names that begin with TRAINYARD_ are Trainyard's own"
             raise InvalidTemplate(f"{path}.env[{index}].name", why)
     taken = {CONFIG_PATH: "Trainyard's own files", SUPERVISOR_PATH: "Trainyard's own files"}
     if spec.checkpoint.volume is not None:
         taken[CHECKPOINT_PATH] = "the volume of spec.checkpoint"
-    for index, mount in enumerate(keyed(trainer.get("volumeMounts") or [], "mountPath", f"{path}.volumeMounts")):
+    for index, mount in enumerate(keyed(_given(trainer, "volumeMounts"), "mountPath", f"{path}.volumeMounts")):
         used = taken.get(str(mount["mountPath"]).rstrip("/"))
         if used:
             raise InvalidTemplate(f"{path}.volumeMounts[{index}].mountPath", f"{mount['mountPath']} is taken by {used}")

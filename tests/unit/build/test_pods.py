@@ -42,8 +42,10 @@ SHM = {"name": "trainyard-shm", "mountPath": "/dev/shm"}
 
 def environment(**values: str) -> list[dict[str, Any]]:
     known = {"TRAINYARD_POD": "metadata.name", "TRAINYARD_POD_UID": "metadata.uid", "TRAINYARD_POD_IP": "status.podIP"}
+    if "TRAINYARD_HCCL" in values or "TRAINYARD_MEMORY" in values:
+        known |= {"TRAINYARD_NODE": "spec.nodeName"}
     if "TRAINYARD_HCCL" in values:
-        known |= {"TRAINYARD_NODE": "spec.nodeName", "TRAINYARD_HOST_IP": "status.hostIP"}
+        known |= {"TRAINYARD_HOST_IP": "status.hostIP"}
     return [
         *({"name": name, "value": values[name]} for name in ("TRAINYARD_INDEX", "TRAINYARD_INCARNATION")),
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in known.items()),

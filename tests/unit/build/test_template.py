@@ -63,6 +63,8 @@ NPUS = {"resource": "huawei.com/Ascend910", "perNode": 8}
      "use spec.priorityClassName of the TrainingJob, which also decides its place among waiting jobs"),
     (train_job(pod_spec(terminationGracePeriodSeconds="30")), f"{POD}.terminationGracePeriodSeconds",
      "expected whole seconds, at least 1, found 30"),
+    (train_job(pod_spec(initContainers=False)), f"{POD}.initContainers", "expected a list, found true or false"),
+    (train_job(pod_spec(tolerations="")), f"{POD}.tolerations", "expected a list, found a string"),
     (train_job(pod_spec(tolerations=["a"])), f"{POD}.tolerations[0]", "expected an object, found a string"),
     (train_job(pod_spec(securityContext="none")), f"{POD}.securityContext", "expected an object, found a string"),
     (command_job(), f"{POD}.containers", "spec.command needs an image: give the container trainer yours"),

@@ -26,6 +26,7 @@ from supervisor.copies.slot import Damaged, Slot
 from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
 from torch.distributed.tensor import DTensor
 
+from trainer.checkpoint.buddies import Buddies
 from trainer.checkpoint.copier import Copier
 from trainer.checkpoint.saver import State
 from trainer.distributed import Gang, gather
@@ -134,7 +135,7 @@ class Rhythm:
         return step % own == 0, step % buddy == 0
 
     def __str__(self) -> str:
-        return f"every {self.own} steps, to other nodes every {self.buddy}"
+        return f"every {self.own} steps, to other pods every {self.buddy}"
 
     def decide(self, cost: float, step: float, sending: float) -> None:
         """From seconds a copy, seconds a step and CPU seconds of sending (all the worst of all ranks): each kind gets
@@ -182,28 +183,36 @@ class Memory:
             problem = ""
         except OSError as error:
             self.address, problem = "", f"no copier in this pod ({error})"
-        answers = gather(gang, (self.address, problem))
-        self.addresses = [address for address, _ in answers]
-        wrong = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(answers) if text]
+        # Who is told nothing of the node is on one of its own.
+        answers = gather(gang, (self.address, os.environ.get("TRAINYARD_NODE") or self.address, problem))
+        self.addresses = [address for address, _, _ in answers]
+        self._hosts = [host for _, host, _ in answers]
+        wrong = [f"rank {rank}: {text}" for rank, (_, _, text) in enumerate(answers) if text]
         if wrong:
             raise Unavailable(wrong[0])
-        self._nodes = [self.addresses.index(address) for address in self.addresses]  # a pod: its first rank
-        others = len(set(self._nodes)) - 1
+        self._pods = [self.addresses.index(address) for address in self.addresses]  # the first rank of each rank's
+        others = len(set(self._pods)) - 1
         if copies is not None and copies > others:
-            raise ConfigError(f"checkpoint.memory.copies should be at most {others}, the number of other nodes, found "
+            raise ConfigError(f"checkpoint.memory.copies should be at most {others}, the number of other pods, found "
                               f"{copies}")
         self._copies = min(1, others) if copies is None else copies
+        self._buddies = Buddies(self._pods, self._hosts, self._copies)
         if self._copies == 0:
             rhythm.buddy = rhythm.buddy or rhythm.own
 
     def share(self) -> tuple[int, int]:
         """This rank's place among those of its pod, and how many they are."""
-        node = self._nodes[self.gang.rank]
-        return self._nodes[:self.gang.rank].count(node), self._nodes.count(node)
+        pod = self._pods[self.gang.rank]
+        return self._pods[:self.gang.rank].count(pod), self._pods.count(pod)
 
     def buddies(self) -> list[str]:
-        """Addresses of the copiers that hold this rank's copies: those of the next nodes."""
-        return buddies_of(self.gang.rank, self._nodes, self.addresses, self._copies)
+        """Addresses of the copiers that hold this rank's copies."""
+        return [self.addresses[other] for other in self._buddies.of(self.gang.rank)]
+
+    @property
+    def outlive_node(self) -> bool:
+        """Whether the copies, where there are any, outlive the loss of a node."""
+        return self._buddies.outlive_node
 
     # Slots ------------------------------------------------------------------------------------------------------------
 
@@ -238,33 +247,33 @@ class Memory:
             self.problem = f"copies are not sent to other pods: {error}"
 
     def _fit(self, size: int) -> int:
-        """Slots a rank, so that all of a node's copies, own and held, fit its free memory; fewer copies at buddies if
-        that is what it takes. Raises Unavailable on every rank, and what was asked for is never made less."""
+        """Slots a rank, so that all of a pod's copies, own and held, fit its free memory; buddies on the same node, or
+        none, if that is what it takes. Raises Unavailable on every rank, and what was asked for is never made less."""
         free_now = free_bytes(self.folder)
         free_with_others = free_now + taken_bytes(self.folder, self.layout)
         answers = gather(self.gang, (size, free_now + taken_bytes(self.folder), free_with_others))
-        ranks = max(self._nodes.count(node) for node in set(self._nodes))
         largest = max(size for size, _, _ in answers)
         free = int(min(free for _, free, _ in answers) * SHARE)
         beside_others = int(min(free for _, _, free in answers) * SHARE)
         same = self.rhythm.decided and self.rhythm.own == self.rhythm.buddy
-        choices = [(2, self._copies)] if same else [(3, self._copies), (2, self._copies)]
+        near = Buddies(self._pods, self._hosts, self._copies, apart=False)
+        choices = [(count, buddies) for buddies in (self._buddies, near) for count in ((2,) if same else (3, 2))]
         if not self.asked:
-            choices.append((2, 0))
-        for count, copies in choices:
-            need = ranks * largest * count * (1 + copies)
+            choices.append((2, Buddies(self._pods, self._hosts, 0)))
+        for count, buddies in choices:
+            need = buddies.most_kept * largest * count
             if need <= free:
-                self._copies = copies
+                self._buddies = buddies
                 if need > beside_others:  # a former layout's copies, which have been loaded, are in the way
                     self.copier.try_to("keep", layout=self.layout)
                 if count == 2 and not same:  # both kinds share the two slots
                     self.rhythm.together = True
                 return count
-        count, copies = choices[-1]
-        need = ranks * largest * count * (1 + copies)
-        raise Unavailable(f"{count} copies of {largest >> 20} MiB for each of {ranks} ranks and {copies} other nodes' "
-                          f"need {need >> 20} MiB a pod, {free >> 20} MiB can be used; give the pods more memory, or "
-                          "set checkpoint.memory.every to 0")
+        count, buddies = choices[-1]
+        kept = buddies.most_kept
+        raise Unavailable(f"{count} copies of {largest >> 20} MiB for each of {kept} ranks, those of other pods "
+                          f"included, need {kept * largest * count >> 20} MiB a pod, {free >> 20} MiB can be used; "
+                          "give the pods more memory, or set checkpoint.memory.every to 0")
 
     def _slot(self, number: int, header: dict[str, Any], size: int) -> Slot:
         path = self.folder / "own" / self.layout / f"{self.gang.rank}.{number}"
@@ -418,18 +427,6 @@ def taken_bytes(folder: Path, layout: str = "*") -> int:
         with contextlib.suppress(FileNotFoundError):  # one that is being made has another name by now
             taken += path.stat().st_blocks * 512
     return taken
-
-
-def buddies_of(rank: int, nodes: Sequence[int], addresses: Sequence[str], copies: int) -> list[str]:
-    """Copiers on the next `copies` nodes: of the rank with the same place on its node, so that load is even."""
-    order = sorted(set(nodes))
-    mine = order.index(nodes[rank])
-    place = [other for other, node in enumerate(nodes) if node == nodes[rank]].index(rank)
-    found = []
-    for distance in range(1, min(copies, len(order) - 1) + 1):
-        there = [other for other, node in enumerate(nodes) if node == order[(mine + distance) % len(order)]]
-        found.append(addresses[there[place % len(there)]])
-    return found
 
 
 def layout_digest(world_size: int, layout: Any, identity: dict[str, Any]) -> str:
