@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from trainyard.placement.books import Books, Gang
 from trainyard.placement.domains import Domains, domain
-from trainyard.placement.pack import pack
+from trainyard.placement.pack import WORK, pack
 from trainyard.placement.price import Place, of_loads
 from trainyard.placement.room import natural
 from trainyard.placement.spread import spread
@@ -33,9 +33,9 @@ def arrange(
 
 
 def _arranged(
-    places: Sequence[Place], gang: Gang, members: Counter[str], near: Counter[Domains]
+    places: Sequence[Place], gang: Gang, members: Counter[str], near: Counter[Domains], work: int = WORK
 ) -> Counter[str] | None:
-    return (pack if gang.packed else spread)(places, gang.count, members, near)
+    return (pack if gang.packed else spread)(places, gang.count, members, near, work)
 
 
 def by_domain(books: Books, places: Sequence[Place], level: str) -> dict[str, list[Place]]:
@@ -57,7 +57,7 @@ def _best(
     """The domain in which the gang is best off by the goals that hold anywhere; of equal ones the smallest."""
     found: tuple[tuple[object, ...], Counter[str] | None] | None = None
     for name, inside in fitting.items():
-        loads = _arranged(inside, gang, members, near)
+        loads = _arranged(inside, gang, members, near, WORK // len(fitting))
         assert loads is not None  # there is room for all
         most = max(number + members[node] for node, number in loads.items())
         key = (*(() if gang.packed else (most, -len(loads))), of_loads(inside, loads, gang.count, members, near),

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from trainyard.placement.domains import LEVELS, Domains
 from trainyard.placement.price import Kind, Place, of_domain, of_node
 
-_WORK = 200_000  # sums of two prices that an exact answer may take, about 0.05 s; beyond, domains are filled in turn
+WORK = 200_000  # sums of two prices that an exact answer may take, about 0.05 s
 
 
 def pack(
-    places: Sequence[Place], count: int, taken: Mapping[str, int], near: Counter[Domains]
+    places: Sequence[Place], count: int, taken: Mapping[str, int], near: Counter[Domains], work: int = WORK
 ) -> Counter[str] | None:
     """Pods by node; None if they do not all fit. `taken` are the gang's other pods by node, `near` the same by domain.
 
-    The best answer there is, unless finding it would take too long: then whole domains and nodes are filled from the
+    The best answer there is, unless finding it would take more than `work`: then whole domains and nodes are filled from the
     largest, the last of them being the best that will do."""
     if sum(min(place.room, count) for place in places) < count:
         return None
     ordered = sorted(places, key=lambda place: place.order)
     try:
-        return _Exact(count, taken, near).best(ordered)
+        return _Exact(count, taken, near, work).best(ordered)
     except _TooLong:
         return +Counter(_InTurn(taken, near).fill(ordered, count, 0)[1])
 
@@ -55,9 +55,8 @@ class _Table:
 class _Exact:
     """A knapsack over the nodes of each domain, then over the domains of the next wider one."""
 
-    def __init__(self, count: int, taken: Mapping[str, int], near: Counter[Domains]) -> None:
-        self._count, self._taken, self._near = count, taken, near
-        self._left = _WORK
+    def __init__(self, count: int, taken: Mapping[str, int], near: Counter[Domains], work: int) -> None:
+        self._count, self._taken, self._near, self._left = count, taken, near, work
         self._nodes: dict[tuple[Kind, int, bool], list[int]] = {}
 
     def best(self, places: Sequence[Place]) -> Counter[str]:

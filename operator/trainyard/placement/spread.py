@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from trainyard.placement.domains import Domains, within
-from trainyard.placement.pack import pack
+from trainyard.placement.pack import WORK, pack
 from trainyard.placement.price import Place
 
 
-def spread(places: Sequence[Place], count: int, taken: Counter[str], near: Counter[Domains]) -> Counter[str] | None:
+def spread(
+    places: Sequence[Place], count: int, taken: Counter[str], near: Counter[Domains], work: int = WORK
+) -> Counter[str] | None:
     """Pods by node, over as many nodes as possible; None if they do not all fit. `taken` are the gang's other pods by
-    node, `near` the same by domain."""
+    node, `near` the same by domain; `work` is that of `pack`."""
     if sum(min(place.room, count) for place in places) < count:
         return None
 
@@ -35,6 +37,6 @@ def spread(places: Sequence[Place], count: int, taken: Counter[str], near: Count
         for each in within(place.domains) if loads[place.node] else ():
             near[each] += loads[place.node]
     top = [replace(place, room=1) for place in places if full[place.node] > loads[place.node]]
-    rest = pack(top, count - loads.total(), taken + loads, near)
+    rest = pack(top, count - loads.total(), taken + loads, near, work)
     assert rest is not None  # the level is such that there is room
     return +(loads + rest)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
-from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainyard.placement import pack as packing
 from trainyard.placement.domains import Domains, within
 from trainyard.placement.pack import pack
 from trainyard.placement.price import Kind, Place, of_loads
@@ -66,8 +64,7 @@ def test_a_cluster_too_large_for_that_is_filled_from_the_largest_domain(
     gang: tuple[Sequence[Place], int, Counter[str], Counter[Domains]],
 ) -> None:
     found, count, taken, near = gang
-    with patch.object(packing, "_WORK", -1):
-        loads = pack(found, count, taken, near)
+    loads = pack(found, count, taken, near, work=-1)
     possible = list(answers(found, count))
     assert (loads is None) == (not possible)
     if loads is None:
