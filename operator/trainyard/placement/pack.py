@@ -18,8 +18,8 @@ def pack(
 ) -> Counter[str] | None:
     """Pods by node; None if they do not all fit. `taken` are the gang's other pods by node, `near` the same by domain.
 
-    The best answer there is, unless finding it would take more than `work`: then whole domains and nodes are filled from the
-    largest, the last of them being the best that will do."""
+    The best answer there is, unless finding it would take more than `work`: then whole domains and nodes are filled
+    from the largest, the last of them being the best that will do."""
     if sum(min(place.room, count) for place in places) < count:
         return None
     ordered = sorted(places, key=lambda place: place.order)
