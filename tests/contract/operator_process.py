@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,11 +95,12 @@ class OperatorProcess:
 
 
 @contextlib.contextmanager
-def run_operator(kubeconfig: Path, folder: Path, name: str, *flags: str, namespace: str) -> Iterator[OperatorProcess]:
-    """Start it and wait until it serves; ended when left."""
+def run_operator(kubeconfig: Path, folder: Path, name: str, *flags: str, namespace: str,
+                 before: Sequence[str] = ()) -> Iterator[OperatorProcess]:
+    """Start it, behind the words `before`, and wait until it serves; ended when left."""
     log = folder / f"{name}.log"
-    argv = [sys.executable, "-m", "trainyard.controller", "--kubeconfig", str(kubeconfig), "--host", "127.0.0.1",
-            "--metrics-port", "0", "--trainer-image", "trainer:test", "--lease-namespace", namespace,
+    argv = [*before, sys.executable, "-m", "trainyard.controller", "--kubeconfig", str(kubeconfig), "--host",
+            "127.0.0.1", "--metrics-port", "0", "--trainer-image", "trainer:test", "--lease-namespace", namespace,
             "--identity", name, "--image-pull-policy", "IfNotPresent", *flags]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "operator"), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as out:

@@ -15,6 +15,8 @@ from cluster import Cluster
 from harness.job import Api, Object
 from kubernetes.client.exceptions import ApiException
 
+from scale.inside import Inside
+
 RESOURCE, DEVICES = "huawei.com/Ascend910", 8
 NODES_A_SUPER_POD = 48
 LABEL = {"trainyard.dev/simulated": "true"}
@@ -84,9 +86,9 @@ def _make_node(api: Api, name: str, number: int, now: str) -> None:
 
 
 @contextmanager
-def kwok(cluster: Cluster, folder: Path) -> Iterator[None]:
+def kwok(cluster: Cluster, folder: Path, place: Inside) -> Iterator[None]:
     """KWOK, which plays kubelet on the simulated nodes."""
-    argv = [str(cluster.programs / "kwok"), "--kubeconfig", str(cluster.kubeconfig), "--config",
+    argv = [*place.words, str(cluster.programs / "kwok"), "--kubeconfig", str(place.kubeconfig), "--config",
             str(Path(__file__).with_name("stages.yaml")), "--manage-nodes-with-annotation-selector",
             f"{ANNOTATION}=fake", "--cidr", "10.64.0.0/12", "--node-lease-duration-seconds", "0"]  # fmt: skip
     with (folder / "kwok.log").open("wb") as log:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from trainyard.api.job import TrainingJobSpec
@@ -49,8 +50,7 @@ async def admit(client: Client, job: JobView, spec: TrainingJobSpec, settings: B
 
     try:
         rendered = await asyncio.to_thread(render, ref, spec, settings, device)  # a large job is planned for a second
-        for belonging in belongings(ref, spec):
-            await ensure(client, belonging, job)
+        await _ensure_all(client, belongings(ref, spec), job)
         rendered = with_demand(rendered, demand_of(await _try(client, rendered)))
         await ensure(client, rendering_configmap(rendered), job)
     except InvalidTemplate as error:
@@ -121,6 +121,13 @@ async def ensure(client: Client, wanted: Object, job: JobView) -> None:
     if any(owner.get("kind") == "TrainingJob" and owner.get("name") == job.name for owner in owners):
         raise NotYet(f"{what} still belongs to an earlier job of this name")
     raise NameTaken(f"{what} exists and does not belong to this job; remove or rename it, or give the job another name")
+
+
+async def _ensure_all(client: Client, wanted: Sequence[Object], job: JobView) -> None:
+    """All of them side by side; then raises the first error, in their order."""
+    for answer in await asyncio.gather(*(ensure(client, one, job) for one in wanted), return_exceptions=True):
+        if isinstance(answer, BaseException):
+            raise answer
 
 
 async def _try(client: Client, rendered: RenderedJob) -> Object:

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 _POD_SECONDS, _LONGEST_SECONDS = 0.03, 270.0  # more for each pod; never as long as what --stuck-seconds calls stuck
 _SECONDS = 120.0  # a reconcile that takes longer is broken off and tried again
 _STRANGER_SECONDS = 20.0  # until a taken name is tried again
-_CHEAP_SECONDS = 0.01  # of CPU
-_REST, _LONGEST_REST = 4.0, 1.0  # of what a look took; seconds
+_CHEAP_SECONDS = 0.003  # of CPU
+_REST, _LONGEST_REST = 10.0, 1.0  # of what a look took; seconds
 _ADMISSIONS = 2  # in one reconcile: a second one only if a refusal had just run out
 
 
@@ -119,8 +119,9 @@ class Reconciler:
         return min(_SECONDS + _POD_SECONDS * (nodes if isinstance(nodes, int) else 0), _LONGEST_SECONDS)
 
     def pace(self, key: str) -> float:
-        """Seconds that a job rests before it is looked at again for something that nobody waits for: none for most, up
-        to 1 s for one of thousands of pods, which takes a quarter of a second to judge."""
+        """Seconds that a job rests before it is looked at again for something that nobody waits for: none for most;
+        0.1 s for a gang of some 500 pods, up to 1 s for thousands. Else a gang that comes up is looked at after every
+        pod, and what that and its status cost the API server and this process makes the other pods come up later."""
         memory = self._memories.get(key)
         cost = memory.judged_seconds if memory else 0.0
         return 0.0 if cost < _CHEAP_SECONDS else min(_REST * cost, _LONGEST_REST)

@@ -16,10 +16,13 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import Configuration
+from yarl import URL
 
 Object = dict[str, Any]
 
@@ -29,6 +32,7 @@ MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 
 _CONNECT_SECONDS = 5.0
+_CONNECTIONS = 128  # a burst of pods never waits for a connection, nor do the watches
 _SILENCE_SECONDS = 150.0  # a watch gets a bookmark a minute; silence for longer is a dead connection
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -119,9 +123,15 @@ class Client:
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=64, ssl=_tls(self.configuration), socket_factory=_keepalive_socket)
-            self._session = aiohttp.ClientSession(connector=connector, trust_env=True)
+            connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=_tls(self.configuration),
+                                             socket_factory=_keepalive_socket)
+            self._session = aiohttp.ClientSession(connector=connector, proxy=_proxy(self._host),
+                                                  cookie_jar=aiohttp.DummyCookieJar())
         return self._session
+
+    def _url(self, path: str, query: Mapping[str, Any] | None) -> URL:
+        asked = urlencode({name: value for name, value in (query or {}).items() if value is not None})
+        return URL(f"{self._host}{path}?{asked}" if asked else f"{self._host}{path}", encoded=True)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -161,7 +171,7 @@ class Client:
                 headers["Content-Type"] = content_type
             timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, _CONNECT_SECONDS))
             async with self._connected().request(
-                    method, self._host + path, params=_query(query), headers=headers, timeout=timeout,
+                    method, self._url(path, query), headers=headers, timeout=timeout,
                     data=None if body is None else json.dumps(body)) as response:
                 status = response.status
                 raw = await response.read()
@@ -186,7 +196,7 @@ class Client:
             timeout = aiohttp.ClientTimeout(total=seconds + 30, sock_connect=_CONNECT_SECONDS,
                                             sock_read=_SILENCE_SECONDS)
             asked = {**query, "watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": int(seconds)}
-            async with self._connected().get(self._host + path, params=_query(asked), headers=await self.headers(),
+            async with self._connected().get(self._url(path, asked), headers=await self.headers(),
                                              timeout=timeout) as response:
                 status = response.status
                 self._observe("WATCH", status, time.monotonic() - begun)
@@ -212,8 +222,11 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
                 yield line
 
 
-def _query(query: Mapping[str, Any] | None) -> dict[str, str]:
-    return {name: str(value) for name, value in (query or {}).items() if value is not None}
+def _proxy(server: str) -> str | None:
+    """The proxy that the environment names for this server. Looked up once: with trust_env aiohttp asks the environment
+    and ~/.netrc before every request, in a thread, and puts an Authorization of its own beside ours."""
+    url = urlsplit(server)
+    return None if proxy_bypass(url.hostname or "") else getproxies().get(url.scheme)
 
 
 def _date(header: str | None) -> datetime | None:

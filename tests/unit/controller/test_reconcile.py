@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ import pytest
 from trainyard.api.job import TrainingJobStatus
 from trainyard.api.protocol import WorldSpec
 from trainyard.build import BuildSettings, InvalidTemplate
-from trainyard.controller import admission
+from trainyard.controller import admission, apply
 from trainyard.controller.admission import classify
 from trainyard.controller.cluster import OURS, Cluster
 from trainyard.controller.events import Events
@@ -359,3 +360,30 @@ async def test_a_status_of_a_newer_version_stops_nothing() -> None:
     assert [condition.type for condition in bench.snapshots[-1].status.conditions] == ["Accepted"]
     assert bench.snapshots[-1].status.state is None
     assert bench.api.objects[JOB]["status"]["state"] == "Starting"
+
+
+async def test_what_belongs_to_a_job_is_tried_as_a_whole_and_the_first_error_tells() -> None:
+    bench = Bench(Plan(status(), (Admit(),)), Plan(status(observed_generation=1)))
+    for kind, group in (("networkpolicies", "networking.k8s.io/v1"), ("rolebindings", "rbac.authorization.k8s.io/v1")):
+        bench.api.trouble[f"POST /apis/{group}/namespaces/a/{kind}"] = ApiError(403, "Forbidden", f"no {kind} here")
+    await bench.run()
+    assert len(bench.wrote("/serviceaccounts")) == len(bench.wrote("/networkpolicies")) == 1
+    assert not bench.wrote("(dry)")
+    refusal = bench.snapshots[1].refusal
+    assert refusal is not None
+    assert "no rolebindings here" in refusal.message
+
+
+@pytest.mark.parametrize(("count", "most"), [(3, 3), (100, 16), (300, 37), (2000, 64)])
+async def test_a_gang_is_made_side_by_side_but_not_all_at_once(count: int, most: int) -> None:
+    there = peak = 0
+
+    async def make() -> None:
+        nonlocal there, peak
+        there += 1
+        peak = max(peak, there)
+        await asyncio.sleep(0)
+        there -= 1
+
+    await apply._side_by_side([make] * count)
+    assert peak == most
