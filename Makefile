@@ -70,6 +70,10 @@ bench: ## measure and print the figures of docs/figures.md
 bench-scale: ## gangs of 100 to 5,000 pods on simulated nodes; SIZES=100,1000 for others
 	@$(venv) exec python -m scale $(if $(SIZES),--sizes $(SIZES))
 
+.PHONY: bench-train
+bench-train: ## the trainer against its ceiling, Hugging Face Trainer and Accelerate: docs/speed.md; PARTS="one two copies"
+	@$(venv) exec python -m speed $(PARTS)
+
 .PHONY: bench-planner
 bench-planner: ## the planner's memory estimates against real runs: the table of docs/planner.md
 	@$(venv) exec python -m planner.memory

@@ -120,7 +120,8 @@ def test_mixture(tmp_path: Path, truths: Path, ranks: int, parallel: dict[str, A
 
 
 @pytest.mark.parametrize(("ranks", "parallel"), [
-    (2, {"shard": 2}), (2, {"tensor": 2}), (2, {"pipeline": 2}), (2, {"context": 2, "ulysses": 1})], ids=name_of)
+    (1, {}), (2, {"shard": 2}), (2, {"tensor": 2}), (2, {"pipeline": 2}), (2, {"pipeline": 2, "schedule": "ZBV"}),
+    (2, {"context": 2, "ulysses": 1})], ids=name_of)
 def test_bf16_stays_near(tmp_path: Path, truths: Path, ranks: int, parallel: dict[str, Any]) -> None:
     """Computed in bf16, which has 8 bits, compared with fp32: weights, reduction and optimizer stay fp32."""
     off = run(tmp_path, truths, ranks, parallel=parallel, precision="bf16")

@@ -13,11 +13,11 @@ from enum import Enum
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from trainyard.api import EXIT_DIVERGED, EXIT_SUSPECT_DEVICE
 
 from trainer.distributed import Gang, gather
+from trainer.parallel.shard import reduce_scatter
 
 IN_A_ROW = 3  # batches that were skipped, after which the run is given up
 REMEMBERED = 64  # skipped steps that a checkpoint names
@@ -125,9 +125,10 @@ class GradientWatch:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._sums: list[torch.Tensor] = []
-        for module in modules:
-            if hasattr(module, "set_custom_reduce_scatter"):  # FSDPModule
-                module.set_custom_reduce_scatter(_Watched(self._sums))
+        sharded = [module for module in modules if hasattr(module, "set_custom_reduce_scatter")]  # FSDPModule
+        for module in sharded:
+            module.set_custom_reduce_scatter(_Watched(self._sums))
+        self._own = [] if sharded else [one for module in modules for one in module.parameters(recurse=False)]
 
     def begin(self) -> None:
         """Before a batch."""
@@ -138,7 +139,8 @@ class GradientWatch:
         gradients, None: never."""
         if not math.isfinite(float(loss)):
             return 0
-        return next((number for number, total in enumerate(self._sums, 1) if not math.isfinite(float(total))), None)
+        sums = self._sums or [one.grad.sum() for one in self._own if one.grad is not None]
+        return next((number for number, total in enumerate(sums, 1) if not math.isfinite(float(total))), None)
 
 
 class _Watched:
@@ -153,5 +155,4 @@ class _Watched:
     def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any,
                  async_op: bool = False) -> Any:
         self._sums.append(input_tensor.sum())
-        return dist.reduce_scatter_tensor(output=output_tensor, input=input_tensor, group=group, op=op,
-                                          async_op=async_op)
+        return reduce_scatter(output_tensor, input_tensor, group, op, async_op)

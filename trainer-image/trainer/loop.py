@@ -36,6 +36,7 @@ from trainer.parallel.model import MicroBatch, ParallelModel
 from trainer.precision import LossScale, Precision, clear_overflow, overflow_seen
 from trainer.progress import Progress
 from trainer.stragglers import OwnTime, Stragglers, measurable
+from trainer.timeline import CHECKPOINT, DATA, Timeline, span
 
 MEASURED_STEPS = 6  # after which it is decided how often copies in memory are taken
 FINAL_TRIES = 5  # of the save that ends a run: 1, 2, 4, 8 seconds apart
@@ -84,6 +85,8 @@ class Loop:
         self.injection = Injection.read(run.inject)
         self.step = self.samples = 0
         self.save_begun = 0  # step of the newest save that was started
+        self.timeline = Timeline(config.profile, profile_folder(config, run), gang, model.layout, self.micro_batches,
+                                 batch_size * config.data.sequence_length)
         self.saver: Saver | None = None
         self.memory: Memory | None = None
         self.choice: Choice | None = None  # checkpoint, once somebody had to know it for sure
@@ -208,7 +211,8 @@ class Loop:
         if self.memory is None:
             return
         self.step_seconds = min(self.step_seconds, seconds)
-        self.memory.copy(self.step, self.counters())
+        with span(CHECKPOINT):
+            self.memory.copy(self.step, self.counters())
         if self.step == self.decide_at and not self.memory.rhythm.decided:
             self.memory.decide(self.step_seconds)
             say(self.gang, f"copies in memory: {self.memory.rhythm}")
@@ -232,6 +236,7 @@ class Loop:
         self.progress.pulse.restart_steps()
         while self.step < config.steps and not drained:
             started = time.monotonic()
+            self.timeline.begin(self.step + 1)
             rate = learning_rate(config.optimizer, config.steps, self.step + 1)
             totals = self.train_step(rate)
             self.copy_to_memory(time.monotonic() - started)
@@ -254,9 +259,16 @@ class Loop:
             drained = drain and self.step < config.steps
             if totals.save and not totals.busy and not drained and self.step < config.steps:
                 self.save()
+            self.end_of_step(drained or self.step == config.steps)
         with self.progress.activity("save"):
             self.save_last()
         return drained
+
+    def end_of_step(self, last: bool) -> None:
+        """Whatever was to be done after a step is done."""
+        problem = self.timeline.end(self.step, last)
+        if problem is not None:
+            self.warn("NoProfile", problem)
 
     def train_step(self, rate: float) -> Totals:
         """One batch, and one update with it. A batch that is not finite is computed once more, then left out; raises
@@ -284,7 +296,7 @@ class Loop:
         self.own_time.begin()
         factor = self.loss_factor(targets) * self.injection.factor(self.step + 1, self.gang.rank, tries)
         self.loss = self.model.train_batch(
-            self.micro_batches, lambda micro: self.take(self.training, self.samples, micro), factor,
+            self.micro_batches, self.next_batch, factor,
             lambda micro: seed_model(self.config.seed, self.step, micro, self.gang.rank))
         return self.add_up(self.loss, targets)
 
@@ -314,6 +326,11 @@ class Loop:
         averages them over its ranks."""
         averaged_over = self.model.layout.data * self.model.layout.sharding_ranks
         return averaged_over * (self.scale.value if self.scale else 1.0) / targets
+
+    def next_batch(self, micro: int) -> MicroBatch:
+        """A micro-batch of the training data."""
+        with span(DATA):
+            return self.take(self.training, self.samples, micro)
 
     def take(self, batches: Batches, first: int, micro: int) -> MicroBatch:
         """One micro-batch of this rank in the batch that begins with sample `first`. Ranks that share samples
@@ -429,7 +446,7 @@ class Loop:
         assert self.saver is not None
         started = time.monotonic()
         self.save_begun = self.step
-        with self.progress.pulse.phase("save"):
+        with self.progress.pulse.phase("save"), span(CHECKPOINT):
             self.saver.start(self.step, self.state(), self.counters())
         milliseconds = (time.monotonic() - started) * 1e3
         say(self.gang, f"step {self.step}: saving; training stood still for {milliseconds:.0f} ms")
@@ -463,6 +480,17 @@ class Loop:
         """Tell log and supervisor."""
         say(self.gang, f"warning: {text}")
         self.progress.warn(reason, text)
+
+
+def profile_folder(config: TrainConfig, run: Run) -> Path | None:
+    """Where a profile goes. Raises ConfigError if one is asked for and there is no place."""
+    if config.profile is None:
+        return None
+    if config.profile.folder is not None:
+        return Path(config.profile.folder)
+    if run.checkpoint is None:
+        raise ConfigError("train.profile.folder is needed: without a checkpoint folder there is no place for a profile")
+    return run.checkpoint / "profile"
 
 
 def seed_model(seed: int, step: int, micro_batch: int, position: int) -> None:

@@ -147,6 +147,18 @@ class EvaluateConfig(Model):
     """Sources held out from training."""
 
 
+class ProfileConfig(Model):
+    """Some steps are recorded: a Chrome trace of every rank (chrome://tracing or Perfetto shows it), and summary.md, a
+    page of where their time went: compute, exposed communication, bubble, data, checkpoint."""
+
+    first: Annotated[int, Field(ge=1, le=1 << 40)] = 5
+    """The first step to record; those before warm up."""
+    steps: Annotated[int, Field(ge=1, le=100)] = 3
+    """Steps to record. A trace is some megabytes a step and rank."""
+    folder: Path | None = None
+    """Where the files go; default: `profile` under the checkpoint folder."""
+
+
 class TrainConfig(Model):
     """A pretraining or full finetuning run of a causal language model."""
 
@@ -180,6 +192,8 @@ class TrainConfig(Model):
     crosses the network are kept. Left out, it is chosen with the layout: as little as makes it fit."""
     evaluate: EvaluateConfig | None = None
     """Validation during training; absent means none."""
+    profile: ProfileConfig | None = None
+    """Record where the time of some steps goes; absent means none."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Decides initial weights, the order of the data and dropout."""
     log_every: Annotated[int, Field(ge=1, le=1 << 20)] = 1

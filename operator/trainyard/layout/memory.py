@@ -10,6 +10,7 @@ from trainyard.layout.types import BYTES, Layout, Memory, Workload
 
 MASTER = 4  # bytes of a parameter and of a reduced gradient: fp32
 ADAM = 8  # bytes of both moments: fp32
+HEAD_CHUNK = {True: 1 << 23, False: 1 << 25}  # logits that the trainer's head computes at a time, in fp32 or not
 
 
 Peak = tuple[float, float, float, float, float, float, float, float]
@@ -65,10 +66,18 @@ def _products(shape: ModelShape, tensor: int, experts: int) -> float:
 
 
 def logits_bytes(work: Workload, layout: Layout, tokens: float) -> float:
-    """Logits of one micro-batch and, in the backward pass, their gradient, both in the type of computation; fp32 is
-    used for 16 MB of them at a time (trainer/parallel/loss.py)."""
+    """What head and loss need beside activations (trainer/parallel/loss.py).
+
+    A rank that has the whole head computes a limited number of logits at a time, forward and backward at once: besides
+    them there is the gradient of the head's weight already. Otherwise there are the logits of one micro-batch and, in
+    the backward pass, their gradient, both in the type of computation; fp32 is used for 16 MB of them at a time."""
+    size = BYTES[work.precision]
     numbers = tokens * work.shape.vocabulary / layout.tensor
-    return 2 * numbers * BYTES[work.precision] + min(2 * 4 * numbers, 2 * 16 * 2**20)
+    if layout.tensor == 1 and layout.pipeline == 1:
+        chunk = min(numbers, HEAD_CHUNK[size == MASTER])
+        weight = size if chunk == numbers else MASTER
+        return chunk * size + weight * work.shape.embedding + min(4 * chunk, 16 * 2**20)
+    return 2 * numbers * size + min(2 * 4 * numbers, 2 * 16 * 2**20)
 
 
 def _on_rank(work: Workload, layout: Layout, rank: int, kept: float, whole: float) -> Peak:

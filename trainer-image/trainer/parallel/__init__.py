@@ -8,8 +8,9 @@
     attention.py  the attention that transformers' models are given
     recompute.py  activation checkpointing
     experts.py    the experts of a mixture, shared out; and the loss that keeps them evenly busy
+    single.py     a rank that shares its parameters with nobody
     shard.py      FSDP2 and how gradients are accumulated under it
     pipeline.py   stages, their split and schedules
-    loss.py       cross entropy over a vocabulary that is spread over ranks
+    loss.py       head and cross entropy, of the whole vocabulary or one that is spread over ranks
     model.py      a batch goes forward and backward through this rank's part
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trainer.parallel import experts, pipeline, recompute, shard, tensor
+from trainer.parallel import experts, loss, pipeline, recompute, shard, tensor
 from trainer.parallel.mesh import Mesh
 from trainer.parallel.model import ParallelModel
 from trainer.precision import Precision
@@ -28,6 +28,8 @@ def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, chec
         if layout.pipeline > 1:
             pipeline.cut(model, number, layout)
             pipeline.make_callable(model, number, layout, parallel.arguments)
+        elif layout.fuses_head:
+            loss.make_callable(model)
         if mesh.tensor is not None:
             tensor.apply(model, mesh.tensor)
         if mesh.expert is not None:

@@ -50,6 +50,17 @@ class Layout:
         return self.shard * self.context
 
     @property
+    def shares_parameters(self) -> bool:
+        """Are there other ranks with the same parameters, or shards of them? Tensor ranks have the same norms, whose
+        gradients FSDP2 adds up."""
+        return self.sharding_ranks * self.data * self.tensor > 1
+
+    @property
+    def fuses_head(self) -> bool:
+        """Does a rank have the whole head, and compute it and the loss as one?"""
+        return self.tensor == 1 and self.pipeline == 1
+
+    @property
     def ring(self) -> int:
         """Ranks that pass keys and values round."""
         return self.context // (self.ulysses or 1)

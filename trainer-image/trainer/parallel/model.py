@@ -96,8 +96,8 @@ class ParallelModel:
             for number in range(count):
                 shard.accumulate(self.stages[0], self.layout, last=number == count - 1)
                 before(number)
-                part, balance = self._losses(take(number))
-                ((part + balance) * factor).backward()
+                part, aim = self._losses(take(number))
+                aim.backward()
                 total += part.detach()
         return total if self.mesh.counts_loss else torch.zeros_like(total)
 
@@ -110,20 +110,30 @@ class ParallelModel:
         return total if self.mesh.counts_loss else torch.zeros_like(total)
 
     def _losses(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Over this rank's positions of one micro-batch: the loss, and what a mixture adds so that its experts are
-        evenly busy (0 for others)."""
-        if not self.mixture:
+        """Over this rank's positions of one micro-batch: the loss, and what goes backward: `factor` times it and, in a
+        mixture, what keeps its experts evenly busy."""
+        if not self.layout.fuses_head:
             loss = self._loss_sum(micro)
-            return loss, torch.zeros_like(loss)
-        inputs, targets, documents = self._local(micro)
-        found = self.stages[0](input_ids=inputs, documents=documents, output_router_logits=True, **self.arguments())
-        balance, load = balance_sum(found.router_logits, self.config.num_experts_per_tok,
-                                    self.config.router_aux_loss_coef, self.layout.world_size)
+            return loss, loss * self._factor
+        loss, routers = self._whole_model(micro, output_router_logits=True) if self.mixture else \
+            self._whole_model(micro)
+        if not self.mixture:
+            return loss, loss
+        balance, load = balance_sum(routers, self.config.num_experts_per_tok, self.config.router_aux_loss_coef,
+                                    self.layout.world_size)
         self.load = load if self.load is None else self.load + load
-        return cross_entropy_sum(found.logits, targets), balance
+        return loss, loss + balance * self._factor
+
+    def _whole_model(self, micro: MicroBatch, **given: Any) -> tuple[torch.Tensor, Any]:
+        """Head and loss as one; see loss.make_callable."""
+        inputs, targets, documents = self._local(micro)
+        loss, routers = self.stages[0](inputs, targets, self._factor, documents=documents, **self.arguments(), **given)
+        return loss, routers
 
     def _loss_sum(self, micro: MicroBatch) -> torch.Tensor:
         """Over this rank's positions of one micro-batch; zero where another rank has the last stage."""
+        if self.layout.fuses_head:
+            return self._whole_model(micro)[0]
         inputs, targets, documents = self._local(micro)
         if self.layout.pipeline > 1:
             logits = self._pipeline(inputs).forward(inputs, documents)
