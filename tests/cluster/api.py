@@ -24,8 +24,8 @@ class Cluster:
     ``capabilities``, the levers that work here, to be asked before use:
 
     ``load`` images, ``cut-network``, ``nodes`` (add and remove), ``shared`` (the folder ``shared`` of the host is
-    ``shared_path`` in every node), and the services that can be signalled: ``kubelet``, ``containerd``,
-    ``apiserver``, ...
+    ``shared_path`` in every node), ``disks`` (the nodes' own, as the host sees
+    them), and the services that can be signalled: ``kubelet``, ``containerd``, ``apiserver``, ...
     """
 
     # Where the shared folder is on every node, for hostPath PersistentVolumes.
@@ -175,6 +175,11 @@ class Cluster:
         self._need("nodes")
         self._backend.remove_node(node)
         self._reload()
+
+    def disk(self, node: str) -> Path:
+        """The host's side of the node's own disk, with its ``var/log/pods``."""
+        self._need("disks")
+        return self._state.folder / "nodes" / node
 
     def run_on(self, node: str, *argv: str) -> str:
         """Run a command on a node ("" is the control plane) and return its output."""

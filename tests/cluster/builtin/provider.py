@@ -23,7 +23,7 @@ from cluster.state import State, load
 from cluster.trash import discard
 
 CAPABILITIES = frozenset({"load", "cut-network", "kubelet", "containerd", "kube-proxy", "apiserver", "scheduler",
-                          "controller-manager", "nodes", "shared"})  # fmt: skip
+                          "controller-manager", "nodes", "shared", "disks"})  # fmt: skip
 
 
 def create(name: str, nodes: int, progress: Progress) -> State:

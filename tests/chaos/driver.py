@@ -1,0 +1,255 @@
+"""Runs cases: a job, faults one after the other, and what must hold after each and at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from cluster import ClusterError
+from harness.installation import Yard
+from harness.job import Job, Object, Timeout
+from kubernetes.client.exceptions import ApiException
+
+from chaos.cases import CASES, Case
+from chaos.jobs import manifest
+from chaos.journal import Journal
+from chaos.results import Recovered, Result
+from chaos.scene import Scene
+from chaos.torchrun import Torchrun
+
+SETTLE = 12  # finished steps of a start before the next fault
+START_SECONDS = 120
+BESIDE_SECONDS = 60.0  # that torchrun gets for a recovery
+
+
+class Driver:
+    """One namespace of a cluster for all cases."""
+
+    def __init__(self, yard: Yard, namespace: str) -> None:
+        self.yard, self.namespace = yard, namespace
+        self._undisturbed: dict[int, dict[int, str]] = {}  # losses by step, by nodes
+
+    def run(self, cases: list[Case], times: int, beside_times: int) -> list[Result]:
+        """All of them, in their order. What fails is told in its result and stops no other case."""
+        longest: dict[int, int] = {}
+        for case in cases:
+            longest[case.nodes] = max(longest.get(case.nodes, 0), self._steps(case, times))
+        for nodes, steps in longest.items():
+            self._undisturbed[nodes] = self._reference(nodes, steps)
+        results = [self._case(case, times) for case in cases]
+        known = {result.key: result for result in results}
+        for case, result in zip(cases, results, strict=True):
+            base = known[case.beyond].median if case.beyond else 0.0
+            result.aim = None if case.aim is None or base is None else case.aim + base
+        if beside_times and any(case.beside for case in cases):
+            self._beside(cases, known, beside_times)
+        return results
+
+    @staticmethod
+    def _steps(case: Case, times: int) -> int:
+        return case.steps * times + 2 * SETTLE
+
+    def _journal(self, prefix: str) -> Journal:
+        cluster = self.yard.cluster
+        return Journal([cluster.disk(node) for node in cluster.nodes], self.namespace, prefix)
+
+    def _reference(self, nodes: int, steps: int) -> dict[int, str]:
+        """Losses by step of a run that nothing happens to."""
+        name = f"undisturbed-{nodes}"
+        began = time.monotonic()
+        with self._journal(name) as journal:
+            job = self.yard.api.apply(manifest(name, self.namespace, steps, nodes))
+            job.wait_state("Succeeded", START_SECONDS + steps)
+            time.sleep(0.1)
+            read, _ = journal.read()
+            losses = journal.losses()
+        self._delete(job)
+        if sorted(losses) != list(range(1, steps + 1)):
+            raise Timeout(f"the undisturbed run should have told of {steps} steps, found {len(losses)}")
+        pace = (read[-1].at - read[SETTLE].at) / (steps - 1 - SETTLE)
+        print(f"undisturbed, {nodes} nodes: {steps} steps, {pace:.3f} s each, {time.monotonic() - began:.0f} s in all",
+              flush=True)
+        return losses
+
+    # ---- a case
+
+    def _case(self, case: Case, times: int) -> Result:
+        result = Result(case.key, case.name)
+        print(f"case {case.key}: {case.name}", flush=True)
+        attempt = 0
+        while len(result.recovered) < times and not result.failed:
+            attempt += 1
+            try:
+                self._job(case, f"case-{case.key}-{attempt}", times, result)
+            except (Timeout, AssertionError, LookupError, ApiException, ClusterError) as error:
+                result.failed.append(f"{type(error).__name__}: {error}")
+                print(f"  FAILED {error}", flush=True)
+        return result
+
+    def _job(self, case: Case, name: str, times: int, result: Result) -> None:
+        """Faults on one job until all are done, or it has no steps left for more."""
+        steps = self._steps(case, times)
+        environment = dict(case.environment(times)) if case.environment else None
+        made = manifest(name, self.namespace, steps, case.nodes, environment, spareNodes=case.spares, **case.spec)
+        with self._journal(name) as journal:
+            job = self.yard.api.apply(made)
+            scene = Scene(self.yard, job, journal, len(result.recovered))
+            try:
+                with scene.undo:
+                    done = 0
+                    while len(result.recovered) < times and self._settled(case, scene, steps):
+                        result.recovered.append(self._fault(case, scene))
+                        scene.number += 1
+                        done += 1
+                    if not done:
+                        raise Timeout(f"{name} ended before a fault: {job.describe(job.status())}")
+                    self._ended(case, scene, steps, done, result)
+            finally:
+                self._delete(job)
+
+    def _settled(self, case: Case, scene: Scene, steps: int) -> bool:
+        """Wait until the job is whole again: steps, copies on other nodes, spares, an operator that leads. False if it
+        is too near its end."""
+        journal, job = scene.journal, scene.job
+
+        def whole() -> bool:
+            read, starts = journal.read()
+            fresh = [step for step in read if step.start == len(starts)]
+            if journal.step > steps - SETTLE:
+                return True
+            if len(fresh) < SETTLE or len(scene.spares()) < case.spares:
+                return False
+            status = job.status()
+            return bool((status.get("checkpoint") or {}).get("memoryStep")) and status["state"] == "Running"
+
+        scene.wait("settled job", whole, START_SECONDS)
+        scene.wait("operator", lambda: len([pod for pod in self.yard.operator_pods() if _ready(pod)]) == 2, 60)
+        return journal.step <= steps - SETTLE
+
+    def _fault(self, case: Case, scene: Scene) -> Recovered:
+        before = scene.job.status()
+        pods = {pod["metadata"]["uid"] for pod in scene.job.pods()}
+        at = case.fault(scene)
+        step = scene.next_step(at, bool(case.causes), case.within)
+        made = Recovered(step.at - at, scene.journal.lost(step))
+        if case.check is not None:
+            case.check(scene)
+        scene.undo.close()
+        made = self._told(case, scene, before, made)
+        shown = " ".join(f"{name} {value}" for name, value in made.milliseconds.items() if name != "total")
+        print(f"  {made.seconds:.2f} s, {made.lost} steps lost, {made.counted} counted; ms: {shown}", flush=True)
+        assert made.lost <= case.lost, f"{made.lost} finished steps were lost, expected at most {case.lost}"
+        gone = pods - {pod["metadata"]["uid"] for pod in scene.job.pods()}
+        assert len(gone) <= len({"PodLost", "PeerLost", "NodeLost", "DeviceFault", "Moved"} & set(case.causes)), gone
+        return made
+
+    @staticmethod
+    def _told(case: Case, scene: Scene, before: Object, made: Recovered) -> Recovered:
+        """What status says about it must be the same story."""
+        known = len(before.get("recoveries") or [])
+        newest = (before.get("recoveries") or [{"generation": 0}])[-1]["generation"]
+
+        def over(status: Object) -> bool:
+            last = (status.get("recoveries") or [{"generation": 0}])[-1]
+            return bool(last["generation"] > newest and "total" in last["milliseconds"])
+
+        if not case.causes:
+            status = scene.job.status()
+            assert len(status.get("recoveries") or []) == known, f"nothing should be restarted: {status['recoveries']}"
+        else:
+            status = scene.job.wait("recovery in the status", over, 60)
+            last = status["recoveries"][-1]
+            assert last["cause"] in case.causes, f"expected {' or '.join(case.causes)}, found {last}"
+            made = replace(made, milliseconds=last["milliseconds"])
+        added = {kind: status["restarts"][kind] - before["restarts"][kind] for kind in ("counted", "total")}
+        expected = {"counted": case.counted, "total": case.total}
+        assert added == expected, f"restarts: {added}, expected {expected}, {status['recoveries'][-1:]}"
+        return replace(made, counted=added["counted"])
+
+    def _ended(self, case: Case, scene: Scene, steps: int, done: int, result: Result) -> None:
+        status = scene.job.wait_state("Succeeded", START_SECONDS + steps)
+        scene.wait("last step", lambda: scene.journal.step == steps, 10)
+        losses, expected = scene.journal.losses(), self._undisturbed[case.nodes]
+        wrong = {step: (loss, expected[step]) for step, loss in losses.items() if loss != expected[step]}
+        assert len(losses) == steps, f"{steps} steps were to be taken, {len(losses)} were"
+        assert not wrong, f"losses differ from the undisturbed run's: {dict(list(wrong.items())[:5])}"
+        assert float(status["progress"]["loss"]) == float(losses[steps])
+        result.losses = f"equal ({losses[steps]} at step {steps})"
+
+    def _delete(self, job: Job) -> None:
+        if job.get() is not None:
+            job.delete()
+        for pod in job.pods():  # those of a cut node are let go by nobody else
+            with contextlib.suppress(ApiException):
+                job.kill_pod(pod["metadata"]["name"])
+        job.wait_gone(60)
+
+    # ---- torchrun
+
+    def _beside(self, cases: list[Case], known: dict[str, Result], times: int) -> None:
+        """The same faults under torchrun, on one gang."""
+        print("the same under torchrun", flush=True)
+        other = Torchrun(self.yard, self.namespace, 2)
+        with other.journal, self._started(other):
+            for case in cases:
+                if case.beside is None:
+                    continue
+                try:
+                    for _ in range(times):
+                        known[case.key].beside.append(self._beside_once(case, other))
+                except (Timeout, LookupError, ApiException) as error:
+                    known[case.key].beside_failed = f"not within {BESIDE_SECONDS:.0f} s"
+                    print(f"  case {case.key} FAILED under torchrun: {str(error)[-3000:]}", flush=True)
+
+    @contextlib.contextmanager
+    def _started(self, other: Torchrun) -> Iterator[None]:
+        other.start()
+        try:
+            yield
+        finally:
+            other.remove()
+
+    @staticmethod
+    def _beside_once(case: Case, other: Torchrun) -> Recovered:
+        assert case.beside is not None
+        journal = other.journal
+
+        def fresh() -> int:
+            read, starts = journal.read()
+            return sum(step.start == len(starts) for step in read)
+
+        _until("torchrun's steps", lambda: fresh() >= SETTLE, START_SECONDS, journal)
+        at = case.beside(other)
+        _until("a step of torchrun after the fault", lambda: journal.next_step(at, True), BESIDE_SECONDS, journal)
+        step = journal.next_step(at, True)
+        assert step is not None
+        made = Recovered(step.at - at, journal.lost(step))
+        print(f"  case {case.key}: {made.seconds:.2f} s, {made.lost} steps lost", flush=True)
+        return made
+
+
+def _until(what: str, holds: object, seconds: float, journal: Journal) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():  # type: ignore[operator]
+        if time.monotonic() > deadline:
+            raise Timeout(f"no {what} within {seconds:.0f} s; journal:\n{journal.text()}")
+        time.sleep(0.05)
+
+
+def _ready(pod: Object) -> bool:
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
+
+
+def select(names: str) -> list[Case]:
+    """Cases by their keys, comma between; `3` is also 3b. Empty: all. Raises ValueError."""
+    if not names:
+        return list(CASES)
+    wanted = [name.strip() for name in names.split(",")]
+    found = [case for case in CASES if case.key in wanted or case.key.rstrip("abc") in wanted]
+    unknown = [name for name in wanted if not any(name in (case.key, case.key.rstrip("abc")) for case in CASES)]
+    if unknown:
+        raise ValueError(f"no case {', '.join(unknown)}; there are {', '.join(case.key for case in CASES)}")
+    missing = {case.beyond for case in found if case.beyond} - {case.key for case in found}
+    return [case for case in CASES if case in found or case.key in missing]

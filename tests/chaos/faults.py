@@ -1,0 +1,64 @@
+"""What is done to a job. Each returns when it happened, in seconds since 1970."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+
+from harness.job import Timeout
+
+from chaos import processes
+from chaos.scene import Scene
+
+Fault = Callable[[Scene], float]
+NAN_EVERY = 30  # steps
+OPERATOR_DIES_AFTER = (0.0, 0.02, 0.05, 0.1, 0.2)  # s from the rank's end, by the number of the fault
+
+
+def kill_rank(place: int) -> Fault:
+    """SIGKILL to the rank of a place."""
+    return lambda scene: processes.send([scene.rank(place)], signal.SIGKILL)
+
+
+def stop_rank(place: int) -> Fault:
+    """SIGSTOP to it."""
+    return lambda scene: processes.send([scene.rank(place)], signal.SIGSTOP)
+
+
+def delete_pod(place: int) -> Fault:
+    """`kubectl delete --force` of the pod that holds the place."""
+
+    def fault(scene: Scene) -> float:
+        name, at = scene.pod_name(place), time.time()
+        scene.job.kill_pod(name)
+        return at
+
+    return fault
+
+
+def nan_every(faults: int) -> Mapping[str, str]:
+    """Every so many steps the gradients of rank 1 are NaN, the first time that the batch is computed."""
+    parts = (f"nan:step={NAN_EVERY * number},rank=1" for number in range(1, faults + 1))
+    return {"TRAINYARD_INJECT": ";".join(parts)}
+
+
+def wait_for_nan(scene: Scene) -> float:
+    """The trainer does it to itself: when the step before was finished."""
+    before = NAN_EVERY * (scene.number + 1) - 1
+    scene.wait(f"step {before}", lambda: scene.journal.step >= before, 60)
+    steps, _ = scene.journal.read()
+    return next(step.at for step in steps if step.number == before)
+
+
+def kill_rank_and_operator(scene: Scene) -> float:
+    """The leader dies at another moment of the recovery each time."""
+    holder = scene.yard.leader()
+    leader = next((pod for pod in scene.yard.operator_pods() if holder.startswith(pod["metadata"]["name"])), None)
+    if leader is None:
+        raise Timeout(f"no operator leads; the lease says {holder!r}")
+    operator = [pid for pid in processes.of_pod(leader["metadata"]["uid"]) if "trainyard" in processes.command(pid)]
+    at = processes.send([scene.rank(1)], signal.SIGKILL)
+    time.sleep(OPERATOR_DIES_AFTER[scene.number % len(OPERATOR_DIES_AFTER)])
+    processes.send(operator, signal.SIGKILL)
+    return at
