@@ -62,6 +62,10 @@ e2e: ## end to end on a real cluster
 device-chaos: ## nightly: a thousand random faults, heals and kills against a job, at most 15 minutes
 	@$(venv) TRAINYARD_CHAOS_EVENTS=1000 TRAINYARD_CHAOS_SECONDS=600 exec python -m pytest -s -q -p no:cacheprovider tests/e2e/test_device_chaos.py
 
+.PHONY: chaos
+chaos: ## every fault of docs/recovery.md, five times, against a real job: its table; ARGS="--cases 1,3 --times 2" for less
+	@$(venv) exec python -m chaos $(ARGS)
+
 .PHONY: bench
 bench: ## measure and print the figures of docs/figures.md
 	@$(venv) exec python -m bench

@@ -6,21 +6,27 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from cluster import ClusterError
+from e2e.device_jobs import install, whole
+from harness.devices import Devices
 from harness.installation import Yard
 from harness.job import Job, Object, Timeout
 from kubernetes.client.exceptions import ApiException
 
 from chaos.cases import CASES, Case
+from chaos.disk import SmallDisk
 from chaos.jobs import manifest
 from chaos.journal import Journal
 from chaos.results import Recovered, Result
 from chaos.scene import Scene
 from chaos.torchrun import Torchrun
 
-SETTLE = 12  # finished steps of a start before the next fault
-START_SECONDS = 120
+SETTLE = 8  # finished steps of a start before the next fault
+START_SECONDS = 240  # a job may take to its first steps
+STEP_SECONDS = 5.0  # a step may take, on a machine that is not ours alone
+STORM_STEPS = 1_000_000  # more than there is time for
 BESIDE_SECONDS = 60.0  # that torchrun gets for a recovery
 
 
@@ -30,22 +36,41 @@ class Driver:
     def __init__(self, yard: Yard, namespace: str) -> None:
         self.yard, self.namespace = yard, namespace
         self._undisturbed: dict[int, dict[int, str]] = {}  # losses by step, by nodes
+        self._devices: Devices | None = None
 
     def run(self, cases: list[Case], times: int, beside_times: int) -> list[Result]:
         """All of them, in their order. What fails is told in its result and stops no other case."""
         longest: dict[int, int] = {}
         for case in cases:
-            longest[case.nodes] = max(longest.get(case.nodes, 0), self._steps(case, times))
+            longest[case.nodes] = max(longest.get(case.nodes, 0), 0 if case.every else self._steps(case, times))
         for nodes, steps in longest.items():
             self._undisturbed[nodes] = self._reference(nodes, steps)
-        results = [self._case(case, times) for case in cases]
-        known = {result.key: result for result in results}
+        known = {case.key: self._case(case, times) for case in cases if not case.devices}
+        if any(case.devices for case in cases):
+            with self._accelerators():
+                known |= {case.key: self._case(case, times) for case in cases if case.devices}
+        results = [known[case.key] for case in cases]
         for case, result in zip(cases, results, strict=True):
             base = known[case.beyond].median if case.beyond else 0.0
             result.aim = None if case.aim is None or base is None else case.aim + base
         if beside_times and any(case.beside for case in cases):
             self._beside(cases, known, beside_times)
         return results
+
+    @contextlib.contextmanager
+    def _accelerators(self) -> Iterator[None]:
+        """Every node has simulated ones for a while."""
+        made = Devices(self.yard)
+        made.describe(whole())
+        install(self.yard, made)
+        made.wait_served()
+        self._devices = made
+        try:
+            yield
+        finally:
+            made.describe({})
+            self.yard.install()
+            self._devices = None
 
     @staticmethod
     def _steps(case: Case, times: int) -> int:
@@ -61,7 +86,7 @@ class Driver:
         began = time.monotonic()
         with self._journal(name) as journal:
             job = self.yard.api.apply(manifest(name, self.namespace, steps, nodes))
-            job.wait_state("Succeeded", START_SECONDS + steps)
+            job.wait_state("Succeeded", START_SECONDS + STEP_SECONDS * steps)
             time.sleep(0.1)
             read, _ = journal.read()
             losses = journal.losses()
@@ -90,14 +115,17 @@ class Driver:
 
     def _job(self, case: Case, name: str, times: int, result: Result) -> None:
         """Faults on one job until all are done, or it has no steps left for more."""
-        steps = self._steps(case, times)
+        steps = STORM_STEPS if case.every else self._steps(case, times)
         environment = dict(case.environment(times)) if case.environment else None
         made = manifest(name, self.namespace, steps, case.nodes, environment, spareNodes=case.spares, **case.spec)
-        with self._journal(name) as journal:
+        small = SmallDisk(self.yard.cluster) if case.small_disk else contextlib.nullcontext()
+        with small, self._journal(name) as journal:
             job = self.yard.api.apply(made)
-            scene = Scene(self.yard, job, journal, len(result.recovered))
+            scene = Scene(self.yard, job, journal, len(result.recovered), self._devices)
             try:
                 with scene.undo:
+                    if case.every:
+                        return self._storm(case, scene, times, result)
                     done = 0
                     while len(result.recovered) < times and self._settled(case, scene, steps):
                         result.recovered.append(self._fault(case, scene))
@@ -108,6 +136,27 @@ class Driver:
                     self._ended(case, scene, steps, done, result)
             finally:
                 self._delete(job)
+
+    def _storm(self, case: Case, scene: Scene, times: int, result: Result) -> None:
+        """Faults at fixed times, after as long a time without any; the steps of both tell what the faults cost."""
+        journal = scene.journal
+
+        def finished_until(end: float) -> int:
+            time.sleep(max(0.0, end - time.monotonic()))
+            return journal.step
+
+        self._settled(case, scene, STORM_STEPS)
+        began, first = time.monotonic(), journal.step
+        usual = (finished_until(began + case.every) - first) / (time.monotonic() - began)
+        began, first = time.monotonic(), journal.step
+        for number in range(times):
+            finished_until(began + case.every * (number + 0.5))
+            result.recovered.append(self._fault(case, scene))
+            scene.number += 1
+        share = (finished_until(began + case.every * times) - first) / (time.monotonic() - began) / usual
+        result.throughput, result.throughput_aim = share, case.throughput
+        print(f"  {share:.1%} of the undisturbed throughput", flush=True)
+        self._compare(case, journal, result)
 
     def _settled(self, case: Case, scene: Scene, steps: int) -> bool:
         """Wait until the job is whole again: steps, copies on other nodes, spares, an operator that leads. False if it
@@ -126,6 +175,7 @@ class Driver:
 
         scene.wait("settled job", whole, START_SECONDS)
         scene.wait("operator", lambda: len([pod for pod in self.yard.operator_pods() if _ready(pod)]) == 2, 60)
+        scene.wait("nodes", lambda: all(map(_usable, self.yard.api.core.list_node().items)), 60)
         return journal.step <= steps - SETTLE
 
     def _fault(self, case: Case, scene: Scene) -> Recovered:
@@ -142,7 +192,7 @@ class Driver:
         print(f"  {made.seconds:.2f} s, {made.lost} steps lost, {made.counted} counted; ms: {shown}", flush=True)
         assert made.lost <= case.lost, f"{made.lost} finished steps were lost, expected at most {case.lost}"
         gone = pods - {pod["metadata"]["uid"] for pod in scene.job.pods()}
-        assert len(gone) <= len({"PodLost", "PeerLost", "NodeLost", "DeviceFault", "Moved"} & set(case.causes)), gone
+        assert len(gone) <= case.pods, f"{len(gone)} pods were replaced, expected at most {case.pods}"
         return made
 
     @staticmethod
@@ -164,19 +214,26 @@ class Driver:
             assert last["cause"] in case.causes, f"expected {' or '.join(case.causes)}, found {last}"
             made = replace(made, milliseconds=last["milliseconds"])
         added = {kind: status["restarts"][kind] - before["restarts"][kind] for kind in ("counted", "total")}
-        expected = {"counted": case.counted, "total": case.total}
+        expected = {"counted": added["counted"] if case.counted is None else case.counted, "total": case.total}
         assert added == expected, f"restarts: {added}, expected {expected}, {status['recoveries'][-1:]}"
         return replace(made, counted=added["counted"])
 
     def _ended(self, case: Case, scene: Scene, steps: int, done: int, result: Result) -> None:
-        status = scene.job.wait_state("Succeeded", START_SECONDS + steps)
+        status = scene.job.wait_state("Succeeded", START_SECONDS + STEP_SECONDS * steps)
         scene.wait("last step", lambda: scene.journal.step == steps, 10)
-        losses, expected = scene.journal.losses(), self._undisturbed[case.nodes]
-        wrong = {step: (loss, expected[step]) for step, loss in losses.items() if loss != expected[step]}
+        losses = scene.journal.losses()
         assert len(losses) == steps, f"{steps} steps were to be taken, {len(losses)} were"
-        assert not wrong, f"losses differ from the undisturbed run's: {dict(list(wrong.items())[:5])}"
         assert float(status["progress"]["loss"]) == float(losses[steps])
-        result.losses = f"equal ({losses[steps]} at step {steps})"
+        self._compare(case, scene.journal, result)
+
+    def _compare(self, case: Case, journal: Journal, result: Result) -> None:
+        """Every loss, digit for digit, with that of the run that nothing happened to."""
+        expected = self._undisturbed[case.nodes]
+        losses = {step: loss for step, loss in journal.losses().items() if step in expected}
+        wrong = {step: (loss, expected[step]) for step, loss in losses.items() if loss != expected[step]}
+        assert not wrong, f"losses differ from the undisturbed run's: {dict(list(wrong.items())[:5])}"
+        last = max(losses)
+        result.losses = f"equal ({losses[last]} at {last})"
 
     def _delete(self, job: Job) -> None:
         if job.get() is not None:
@@ -240,6 +297,11 @@ def _until(what: str, holds: object, seconds: float, journal: Journal) -> None:
 
 def _ready(pod: Object) -> bool:
     return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
+
+
+def _usable(node: Any) -> bool:
+    ready = any(each.type == "Ready" and each.status == "True" for each in node.status.conditions)
+    return ready and not node.spec.unschedulable and not node.spec.taints
 
 
 def select(names: str) -> list[Case]:

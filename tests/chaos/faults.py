@@ -1,4 +1,4 @@
-"""What is done to a job. Each returns when it happened, in seconds since 1970."""
+"""What is done to processes and pods of a job. Each returns when it happened, in seconds since 1970."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 
-from harness.job import Timeout
+from harness.job import Object, Timeout
 
 from chaos import processes
 from chaos.scene import Scene
@@ -14,6 +14,7 @@ from chaos.scene import Scene
 Fault = Callable[[Scene], float]
 NAN_EVERY = 30  # steps
 OPERATOR_DIES_AFTER = (0.0, 0.02, 0.05, 0.1, 0.2)  # s from the rank's end, by the number of the fault
+SPARE_FIRST = 0.2  # s that the spare is lost before the worker
 
 
 def kill_rank(place: int) -> Fault:
@@ -37,6 +38,21 @@ def delete_pod(place: int) -> Fault:
     return fault
 
 
+def in_turn(*several: Fault) -> Fault:
+    """One after the other."""
+    return lambda scene: several[scene.number % len(several)](scene)
+
+
+def delete_spare_and_pod(scene: Scene) -> float:
+    """The spare, and then the pod whose place it would have taken."""
+    (spare,), name = scene.spares(), scene.pod_name(1)
+    scene.job.kill_pod(spare)
+    time.sleep(SPARE_FIRST)
+    at = time.time()
+    scene.job.kill_pod(name)
+    return at
+
+
 def nan_every(faults: int) -> Mapping[str, str]:
     """Every so many steps the gradients of rank 1 are NaN, the first time that the batch is computed."""
     parts = (f"nan:step={NAN_EVERY * number},rank=1" for number in range(1, faults + 1))
@@ -51,13 +67,19 @@ def wait_for_nan(scene: Scene) -> float:
     return next(step.at for step in steps if step.number == before)
 
 
+def leader(scene: Scene) -> Object:
+    """The pod of the operator that leads. Raises Timeout."""
+    holder = scene.yard.leader()
+    found = next((pod for pod in scene.yard.operator_pods() if holder.startswith(pod["metadata"]["name"])), None)
+    if found is None:
+        raise Timeout(f"no operator leads; the lease says {holder!r}")
+    return found
+
+
 def kill_rank_and_operator(scene: Scene) -> float:
     """The leader dies at another moment of the recovery each time."""
-    holder = scene.yard.leader()
-    leader = next((pod for pod in scene.yard.operator_pods() if holder.startswith(pod["metadata"]["name"])), None)
-    if leader is None:
-        raise Timeout(f"no operator leads; the lease says {holder!r}")
-    operator = [pid for pid in processes.of_pod(leader["metadata"]["uid"]) if "trainyard" in processes.command(pid)]
+    operator = [pid for pid in processes.of_pod(leader(scene)["metadata"]["uid"])
+                if "trainyard" in processes.command(pid)]
     at = processes.send([scene.rank(1)], signal.SIGKILL)
     time.sleep(OPERATOR_DIES_AFTER[scene.number % len(OPERATOR_DIES_AFTER)])
     processes.send(operator, signal.SIGKILL)

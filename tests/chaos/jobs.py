@@ -9,6 +9,7 @@ from harness.job import Object
 EVERY = 10  # steps between two durable checkpoints, torchrun's too
 VOLUME = {"persistentVolumeClaim": {"claimName": "shared"}}
 DATA = {"name": "shared", "mountPath": "/data", "subPath": "data", "readOnly": True}
+CHECKPOINT = {"volume": VOLUME, "every": EVERY, "memory": {"every": 1, "copyEvery": 1, "copies": 1}}
 # One thread a rank: the sums of a run are those of every other run.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
@@ -23,7 +24,7 @@ def train(steps: int) -> Object:
                 "num_key_value_heads": 2, "vocab_size": 32000, "max_position_embeddings": 128,
             },
         },
-        "data": {"sources": [{"path": "/data/text.txt"}], "tokenizer": "/data/tokenizer.model", "sequenceLength": 64,
+        "data": {"sources": [{"path": "/data/text.txt"}], "tokenizer": "/data/tokenizer.model", "sequenceLength": 32,
                  "cache": "/checkpoint/tokens"},
         "steps": steps,
         "batchSize": 6,
@@ -48,10 +49,9 @@ def manifest(name: str, namespace: str, steps: int, nodes: int, environment: dic
             "numNodes": nodes,
             "numProcPerNode": 1,
             "train": train(steps),
-            "checkpoint": {"volume": VOLUME, "subPath": name, "every": EVERY,
-                           "memory": {"every": 1, "copyEvery": 1, "copies": 1}},
             "template": {"spec": {"containers": [container], "volumes": [{"name": "shared", **VOLUME}]}},
             **spec,
+            "checkpoint": {**spec.get("checkpoint", CHECKPOINT), "subPath": name},
             "failurePolicy": {"maxRestarts": 1000, **spec.get("failurePolicy", {})},
         },
     }

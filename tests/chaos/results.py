@@ -32,7 +32,8 @@ class Result:
     losses: str = ""  # how they compare with the undisturbed run's
     failed: list[str] = field(default_factory=list)  # what did not hold
     aim: float | None = None
-    note: str = ""
+    throughput: float | None = None  # share of the undisturbed
+    throughput_aim: float = 0.0
 
     @property
     def seconds(self) -> list[float]:
@@ -54,6 +55,9 @@ class Result:
         """How the median stands to the aim; a miss names the phases that take longest."""
         if self.failed:
             return "FAILED"
+        if self.throughput is not None:
+            word = "met" if self.throughput >= self.throughput_aim else "missed"
+            return f"{self.throughput_aim:.0%} of the throughput: {word}, {self.throughput:.1%}"
         if self.aim is None or self.median is None:
             return ""
         if self.median <= self.aim:

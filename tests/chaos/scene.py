@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from harness.devices import Devices
 from harness.installation import Yard
 from harness.job import GROUP, VERSION, Job, Object, Timeout
 
@@ -24,7 +25,9 @@ class Scene:
     job: Job
     journal: Journal
     number: int = 0
+    devices: Devices | None = None
     undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    kept: dict[str, str] = field(default_factory=dict)  # what a fault tells its check
 
     @property
     def namespace(self) -> str:
