@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         parser.error(str(error))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was made is removed
-    name = given.cluster or "chaos"
+    name, load = given.cluster or "chaos", os.getloadavg()[0]
     if not given.cluster:
         remove(name)
     cluster = Cluster.up(name, nodes=NODES)
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
     finally:
         if not given.cluster:
             cluster.down()
-    page.write(results, page=not given.no_page)
+    page.write(results, load, page=not given.no_page)
     return 1 if any(result.failed for result in results) else 0
 
 

@@ -45,7 +45,7 @@ def _first(failed: Sequence[str]) -> str:
     return "FAILED: " + failed[0].splitlines()[0][:160].replace("|", "/") if failed else ""
 
 
-def table(results: Sequence[Result], old: str = "") -> str:
+def table(results: Sequence[Result], load: float, old: str = "") -> str:
     """The section; rows of cases that were not run now stay as they are in `old`."""
     rows = {match[1]: match[0] for match in _ROW.finditer(old)}
     rows |= {result.key: row(result) for result in results}
@@ -53,7 +53,8 @@ def table(results: Sequence[Result], old: str = "") -> str:
     return "\n".join([
         BEGIN,
         f"Last run on {datetime.now(UTC):%Y-%m-%d}: {machine()}; three nodes of the built-in cluster share these "
-        "cores. Seconds from the fault to the next finished step of the whole job; phases are medians.",
+        f"cores, on which the load was {load:.1f} before. "
+        "Seconds from the fault to the next finished step of the whole job; phases are medians.",
         "",
         "| # | fault | p50 / p95 / worst (faults) | phases | steps lost / restarts counted | losses | torchrun | aim |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -62,11 +63,11 @@ def table(results: Sequence[Result], old: str = "") -> str:
     ])  # fmt: skip
 
 
-def write(results: Sequence[Result], *, page: bool) -> None:
-    """Print it, and put it into the page."""
+def write(results: Sequence[Result], load: float, *, page: bool) -> None:
+    """Print it, and put it into the page. `load`: of the machine, before anything of this was started."""
     text = TARGET.read_text()
     found = re.search(f"{re.escape(BEGIN)}.*?{re.escape(END)}", text, re.DOTALL)
-    print(table(results))
+    print(table(results, load))
     if page:
-        made = table(results, found[0] if found else "")
+        made = table(results, load, found[0] if found else "")
         TARGET.write_text(text.replace(found[0], made) if found else f"{text.rstrip()}\n\n{made}\n")

@@ -21,8 +21,13 @@ def timestamp(wall: float) -> str:
 
 def stepped(progress: Mapping[str, Any], start: int) -> bool:
     """Whether a step was finished in this run, whose first line told step `start`: a program that resumes may begin
-    with where it stands. A line that only repeats what is durable, without a pace, is such a beginning."""
-    resumed = progress.get("durableStep") == progress["step"] and "secondsPerStep" not in progress
+    with where it stands. Without a pace, a line of a program that tells when it has restored its state, or one that
+    only repeats what is durable, is such a beginning."""
+    if "secondsPerStep" in progress:
+        return bool(progress["step"] > 0)
+    if "connectedAt" in progress and "restoredAt" not in progress:
+        return False
+    resumed = "restoredAt" in progress or progress.get("durableStep") == progress["step"]
     return bool(progress["step"] > (start if resumed else 0))
 
 

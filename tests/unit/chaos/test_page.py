@@ -28,8 +28,8 @@ def test_a_row() -> None:
 
 
 def test_rows_of_cases_that_were_not_run_stay() -> None:
-    old = page.table([result("1", [1.0]), result("3", [1.0]), result("3b", [4.0]), result("11", [2.0])])
-    new = page.table([result("3", [7.0]), result("2", [3.0])], old)
+    old = page.table([result("1", [1.0]), result("3", [1.0]), result("3b", [4.0]), result("11", [2.0])], 0.5)
+    new = page.table([result("3", [7.0]), result("2", [3.0])], 0.5, old)
     keys = [line.split(" | ")[0].strip("| ") for line in new.splitlines() if line.startswith("| ")]
     assert keys == ["#", "---", "1", "2", "3", "3b", "11"]
     assert "7.00 / 7.00" in new

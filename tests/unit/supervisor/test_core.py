@@ -374,6 +374,20 @@ def test_a_script_that_saves_every_step_and_tells_no_pace_finishes_steps_too() -
     assert "firstStepAt" in last_report(pod)["progress"]
 
 
+def test_what_was_restored_from_memory_is_no_finished_step() -> None:
+    pod = Pod(index=0).runs(replace(WORLD, master_uid="uid-1"))
+    told = {"step": 14, "durableStep": 10, "connectedAt": "1970-01-01T00:18:20Z"}
+    pod.on(e.ProgressSeen((1, 0), told))
+    assert "firstStepAt" not in last_report(pod)["progress"], "it is being restored"
+    pod.after(5)
+    told["restoredAt"] = "1970-01-01T00:18:24Z"
+    pod.on(e.ProgressSeen((1, 0), told, (("NoMemoryCopies", "none"),)))
+    pod.after(5)
+    assert "firstStepAt" not in last_report(pod)["progress"], "a warning is no step either"
+    pod.on(e.ProgressSeen((1, 0), {**told, "step": 15, "secondsPerStep": "0.1"}))
+    assert last_report(pod)["progress"]["firstStepAt"] == "1970-01-01T00:18:30.000000Z"
+
+
 def test_only_the_pod_of_rank_0_tells_progress() -> None:
     assert Pod(index=1).runs().on(e.ProgressSeen((1, 0), {"step": 1})) == []
 
