@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster import ClusterError
-from e2e.device_jobs import install, whole
+from e2e.device_jobs import installed, whole
 from harness.devices import Devices
 from harness.installation import Yard
 from harness.job import Job, Object, Timeout
@@ -61,16 +61,10 @@ class Driver:
     @contextlib.contextmanager
     def _accelerators(self) -> Iterator[None]:
         """Every node has simulated ones for a while."""
-        made = Devices(self.yard)
-        made.describe(whole())
-        install(self.yard, made)
-        made.wait_served()
-        self._devices = made
-        try:
+        with contextlib.contextmanager(installed)(self.yard, whole()) as made:
+            made.wait_served()
+            self._devices = made
             yield
-        finally:
-            made.describe({})
-            self.yard.install()
             self._devices = None
 
     @staticmethod
