@@ -61,7 +61,7 @@ class Driver:
     @contextlib.contextmanager
     def _accelerators(self) -> Iterator[None]:
         """Every node has simulated ones for a while."""
-        with contextlib.contextmanager(installed)(self.yard, whole()) as made:
+        with installed(self.yard, whole()) as made:
             made.wait_served()
             self._devices = made
             yield
