@@ -178,8 +178,10 @@ def _bubble(layout: Layout, micros: int, slowest: float, total: float, again: fl
     if ranks == 1:
         return 0.0
     if layout.schedule == "ZBV":
-        # Zero if forward, gradient of the input and gradient of the weights cost the same; recomputation makes the
-        # second longer, and attention has no third.
+        # None between a rank's first and last work if forward, gradient of the input and gradient of the weights cost
+        # the same; recomputation makes the second longer. The last rank begins when the first half of all layers but
+        # its own have passed, and ends as much later.
         forward, backward, weight = 1 / 3, 1 / 3 + again, 1 / 3
-        return total / ranks * (ranks - 1) / ranks * max(0.0, forward + backward - 2 * weight)
+        within = total / ranks * (ranks - 1) / ranks * max(0.0, forward + backward - 2 * weight)
+        return within + total * forward / layout.chunks * (ranks - 1) / ranks
     return max(0.0, (total - slowest) / layout.chunks if layout.chunks > 1 else total - slowest)
