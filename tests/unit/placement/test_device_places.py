@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from trainyard.placement.books import Books, Demand, Nearness, Obstacle
 from trainyard.placement.place import place
-from unit.placement.clusters import NPU, Claim, books, busy_cluster, demand, node, npus, seated
+from trainyard.placement.seats import fit
+from unit.placement.clusters import NPU, Claim, books, busy_cluster, demand, node, npus, seated, seats
 
 RINGS = [0, 1, 2, 3], [4, 5, 6, 7]
 
@@ -160,6 +161,20 @@ def test_obstacles(
     case: str, cluster: Books, wanted: int, count: int, options: dict[str, Any], reason: str, message: str
 ) -> None:
     assert place(cluster, demand({NPU: wanted}), range(count), **options) == Obstacle(reason, message), case
+
+
+@pytest.mark.parametrize(("model", "free", "count", "ranks", "broken"), [
+    ("910A", range(8), 1, (3, 4, 6, 6, 9, 10, 12, 12), (1, 1, 1, 0, 1, 1, 1, 0)),  # one ring after the other
+    ("910A", range(8), 2, (1, 1, 2, 2), (1, 0, 1, 0)),
+    ("910A", [0, 1, 4, 5, 6, 7], 2, (0, 1, 1), (0, 1, 0)),
+    ("910A", range(8), 4, (0, 0), (0, 0)),
+    ("910A", [0, 1, 2, 4, 5, 6], 4, (), ()),
+    ("910B-16", range(10), 2, (2, 10, 16, 20, 22), (0, 1, 1, 1, 0)),
+    ("A3", range(4), 2, (0, 0), (0, 0)),
+])  # fmt: skip
+def test_what_the_first_pods_on_a_node_cost(model: str, free: Any, count: int, ranks: Any, broken: Any) -> None:
+    found = fit(seats(model, free), {}, count)
+    assert (found.sets, found.ranks, found.broken) == (len(ranks), ranks, broken)
 
 
 def test_the_ring_of_the_gang_is_kept() -> None:
