@@ -70,6 +70,10 @@ class Record:
         self.in_a_row += 1
         self.skipped = [*self.skipped, step][-REMEMBERED:]
 
+    def leave_out(self, first: int, last: int) -> None:
+        """These steps' batches were left out for another reason than that they were not finite."""
+        self.skipped = [*self.skipped, *range(max(first, last - REMEMBERED + 1), last + 1)][-REMEMBERED:]
+
     def blame(self, place: str) -> bool:
         """This place was first and the batch was finite afterwards; whether it is suspect now."""
         self.blamed[place] = self.blamed.get(place, 0) + 1

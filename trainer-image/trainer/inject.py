@@ -9,28 +9,40 @@ from dataclasses import dataclass
 from trainer.errors import ConfigError
 
 _FORM = re.compile(r"nan:step=(\d+)(?:,rank=(\d+))?(?:,times=(\d+))?")
+_SPIKE = re.compile(r"spike:step=(\d+)")
+SPIKE = 10.0
 
 
 @dataclass(frozen=True)
 class Injection:
-    """At these steps, this rank's gradients are NaN the first `times` that a batch is computed."""
+    """At these steps, this rank's gradients are NaN the first `times` that a batch is computed; at `spikes` the loss is
+    told ten times too large."""
 
     steps: dict[int, tuple[int, int]]  # by step: rank, times
+    spikes: frozenset[int] = frozenset()
 
     @classmethod
     def read(cls, text: str) -> Injection:
-        """From `nan:step=5,rank=1,times=2`, several with a semicolon between them; rank is 0 and times 1 if they are
-        not said. Raises ConfigError."""
-        steps = {}
+        """From `nan:step=5,rank=1,times=2` and `spike:step=7`, several with a semicolon between them; rank is 0 and
+        times 1 if they are not said. Raises ConfigError."""
+        steps, spikes = {}, set()
         for part in filter(None, (part.strip() for part in text.split(";"))):
+            if (match := _SPIKE.fullmatch(part)) is not None:
+                spikes.add(int(match[1]))
+                continue
             match = _FORM.fullmatch(part)
             if match is None:
-                raise ConfigError(f"TRAINYARD_INJECT should be like nan:step=5,rank=1,times=2, found {part!r}")
+                raise ConfigError(f"TRAINYARD_INJECT should be like nan:step=5,rank=1,times=2 or spike:step=7, found "
+                                  f"{part!r}")
             step, rank, times = match.groups()
             steps[int(step)] = (int(rank or 0), int(times or 1))
-        return cls(steps)
+        return cls(steps, frozenset(spikes))
 
     def factor(self, step: int, rank: int, tries: int) -> float:
         """What this rank's loss is multiplied by before it goes backward."""
         where, times = self.steps.get(step, (-1, 0))
         return math.nan if rank == where and tries <= times else 1.0
+
+    def spike(self, step: int) -> float:
+        """What the loss that is told is multiplied by."""
+        return SPIKE if step in self.spikes else 1.0

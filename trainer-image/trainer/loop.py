@@ -35,6 +35,7 @@ from trainer.optimizer import AdamW, learning_rate
 from trainer.parallel.model import MicroBatch, ParallelModel
 from trainer.precision import LossScale, Precision, clear_overflow, overflow_seen
 from trainer.progress import Progress
+from trainer.spikes import Spikes
 from trainer.stragglers import OwnTime, Stragglers, measurable
 from trainer.timeline import CHECKPOINT, DATA, Timeline, span
 
@@ -79,7 +80,8 @@ class Loop:
         if measurable(model.layout, gang.device):
             self.own_time.measure_waits()
             self.stragglers = Stragglers()
-        self.record = Record()  # of batches that were not finite
+        self.record = Record()  # of batches that were left out
+        self.spikes = Spikes(config.spike) if config.spike else None
         self.loss = torch.zeros(())  # of this rank, summed over its tokens
         self.suspect = ""  # why this rank's device is to be left, once it is
         self.injection = Injection.read(run.inject)
@@ -103,8 +105,8 @@ class Loop:
     def counters(self) -> dict[str, Any]:
         """The rest."""
         scale = {"lossScale": self.scale.value, "goodSteps": self.scale.good_steps} if self.scale else {}
-        return {"samples": self.samples, "updates": self.optimizer.updates, **scale,
-                **self.record.dump()}
+        spikes = self.spikes.dump() if self.spikes else {}
+        return {"samples": self.samples, "updates": self.optimizer.updates, **scale, **spikes, **self.record.dump()}
 
     def resume(self) -> None:
         """Go on from the newest state that is whole, copies in memory or a checkpoint that verifies; if there is none,
@@ -180,12 +182,18 @@ class Loop:
 
     def go_on(self, step: int, counters: dict[str, Any]) -> None:
         """Take over what came with the tensors."""
-        self.step = step
-        self.samples, self.optimizer.updates = counters["samples"], counters["updates"]
+        self.step, self.samples = step, counters["samples"]
+        self.take_over(counters)
+        self.record = Record.read(counters)
+        if self.config.spike:
+            self.spikes = Spikes(self.config.spike, counters.get("spikes"))
+        self.progress.update(step=step)
+
+    def take_over(self, counters: dict[str, Any]) -> None:
+        """What belongs to the tensors."""
+        self.optimizer.updates = counters["updates"]
         if self.scale and "lossScale" in counters:
             self.scale.value, self.scale.good_steps = counters["lossScale"], counters["goodSteps"]
-        self.record = Record.read(counters)
-        self.progress.update(step=step)
 
     def attach_memory(self, recalled: Recall | None) -> None:
         """From here on copies are kept. Those of the step we go on from are made whole again first."""
@@ -283,7 +291,11 @@ class Loop:
                 self.optimizer.zero_gradients()
                 totals = self.compute(targets, 2)
                 self.tell_not_finite(totals, first)
-            self.update(totals, rate)
+            if self.spikes is not None and totals.finite and self.spikes.is_one(totals.loss):
+                totals.updated = False
+                self.rewind(self.spikes, totals.loss)
+            else:
+                self.update(totals, rate)
         self.step += 1
         self.samples += self.batch_size
         return totals
@@ -298,6 +310,7 @@ class Loop:
         self.loss = self.model.train_batch(
             self.micro_batches, self.next_batch, factor,
             lambda micro: seed_model(self.config.seed, self.step, micro, self.gang.rank))
+        self.loss = self.loss * self.injection.spike(self.step + 1)
         return self.add_up(self.loss, targets)
 
     def judge(self, totals: Totals, tries: int) -> Verdict:
@@ -369,6 +382,8 @@ class Loop:
         Diverged for the third of those in a row."""
         curable = self.scale is not None and not self.scale.exhausted
         if totals.finite:
+            if self.spikes is not None:
+                self.spikes.add(totals.loss)
             clip = max(1.0, totals.norm / self.config.optimizer.clip_norm)
             self.optimizer.step(rate, clip * (self.scale.value if self.scale else 1.0))
             self.record.updated()
@@ -384,6 +399,32 @@ class Loop:
         elif self.scale:
             self.scale.overflowed()
         self.optimizer.zero_gradients()
+
+    def rewind(self, spikes: Spikes, loss: float) -> None:
+        """The loss of this batch is a spike: take the weights and moments of a checkpoint that is old enough, and
+        leave out the batches since. The step still counts as the next one, so what is saved and copied from now on is
+        newer than all that was before. Raises Diverged if that was done too often already."""
+        step, window = self.step + 1, spikes.config.window
+        what = f"step {step}: the loss is {loss:.6g}, {loss / spikes.usual:.1f} times the median of the last {window}"
+        self.optimizer.zero_gradients()
+        if spikes.rewound():
+            raise Diverged(f"{what}, and so it was {spikes.rewinds - 1} times shortly before; going back does not "
+                           f"help: try a lower learning rate, or look at the data of these steps")
+        choice = None
+        if self.saver is not None and self.run_.checkpoint is not None:
+            self.saver.wait()
+            choice = resume.newest_that_verifies(
+                self.run_.checkpoint, self.gang, self.identity, lambda text: self.warn("CheckpointDamaged", text),
+                before=step - spikes.config.rewind)
+        if choice is None or choice.path is None or choice.marker is None:
+            self.record.leave_out(step, step)
+            return self.warn("LossSpike", f"{what}; there is no checkpoint that is {spikes.config.rewind} steps old, "
+                                          f"so only this batch is left out")
+        resume.load(choice.path, self.state())
+        self.take_over(choice.marker.training)
+        self.record.leave_out(choice.marker.step + 1, step)
+        return self.warn("LossSpike", f"{what}; back to the weights of step {choice.marker.step}, the batches since "
+                                      f"are left out")
 
     def compare_ranks(self) -> None:
         """Name ranks that have been slower at their own work than the others for a minute."""

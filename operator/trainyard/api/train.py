@@ -159,6 +159,19 @@ class ProfileConfig(Model):
     """Where the files go; default: `profile` under the checkpoint folder."""
 
 
+class SpikeConfig(Model):
+    """A loss that shoots up: the run goes back to the weights and moments of an older durable checkpoint, and the
+    batches since then are left out. Steps go on counting, as with skipSteps."""
+
+    factor: Annotated[float, Field(gt=1, le=100)] = 2.0
+    """A loss that is this many times the median of the last `window` steps is a spike."""
+    window: Annotated[int, Field(ge=4, le=256)] = 32
+    """Steps looked at; before there are so many nothing is a spike."""
+    rewind: Annotated[int, Field(ge=1, le=1 << 31)] = 100
+    """Steps that the checkpoint is old at least; checkpoint.keep has to keep it. If there is none, only the batch with
+    the spike is left out."""
+
+
 class TrainConfig(Model):
     """A pretraining or full finetuning run of a causal language model."""
 
@@ -198,6 +211,8 @@ class TrainConfig(Model):
     """Decides initial weights, the order of the data and dropout."""
     log_every: Annotated[int, Field(ge=1, le=1 << 20)] = 1
     """Steps between two log lines."""
+    spike: SpikeConfig | None = None
+    """What is done when the loss shoots up; absent: nothing."""
     skip_steps: Annotated[list[Annotated[int, Field(ge=1, le=1 << 40)]], Field(max_length=1024)] = Field(
         default_factory=list)
     """Steps whose batch is left out: they count, but nothing is computed and the model is not updated. A batch whose

@@ -27,8 +27,10 @@ class Choice:
     damaged: set[Path]
 
 
-def newest_that_verifies(root: Path, gang: Gang, model: dict[str, Any], warn: Callable[[str], None]) -> Choice:
-    """Find the newest checkpoint whose files are all as their marker says; each rank reads its share of them.
+def newest_that_verifies(root: Path, gang: Gang, model: dict[str, Any], warn: Callable[[str], None],
+                         before: int | None = None) -> Choice:
+    """Find the newest checkpoint (of step `before` at most) whose files are all as their marker says; each rank reads
+    its share of them.
 
     `warn` is told, on every rank, about each one that is passed over and which file is to blame. Raises ConfigError if
     the newest belongs to another model."""
@@ -36,6 +38,8 @@ def newest_that_verifies(root: Path, gang: Gang, model: dict[str, Any], warn: Ca
     for found in tell_all(gang, lambda: _scan(root)):
         if found.marker is None:
             warn(f"skipped {found.path.name}: {found.problem}")
+            continue
+        if before is not None and found.marker.step > before:
             continue
         check_model(found, model)
         names = sorted(found.marker.files)[gang.rank::gang.world_size]
