@@ -203,7 +203,9 @@ def test_the_agent_is_privileged_only_where_it_talks_to_a_driver(backend: str, p
     assert security.get("privileged", False) == privileged
     assert security["readOnlyRootFilesystem"]
     assert privileged or security["capabilities"] == {"drop": ["ALL"]}
-    assert ("driver" in {volume["name"] for volume in spec["volumes"]}) == privileged
+    assert ("root" in {volume["name"] for volume in spec["volumes"]}) == privileged
+    paths = [volume["hostPath"] for volume in spec["volumes"] if "hostPath" in volume]
+    assert all(path["type"] == "Directory" for path in paths), "nothing is made on a node that does not have it"
 
 
 def test_replicas_keep_apart_unless_told_otherwise() -> None:

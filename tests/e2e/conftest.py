@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from cluster import Cluster
 from e2e.device_jobs import TABLE, installed, whole
+from e2e.plain_pods import Pods
 from harness.devices import Devices
 from harness.installation import Yard
 
@@ -52,3 +53,9 @@ def namespace(yard: Yard, request: pytest.FixtureRequest) -> Iterator[str]:
     yield name
     if request.session.testsfailed == 0 or not os.environ.get("TRAINYARD_KEEP"):
         yard.remove_namespace(name)
+
+
+@pytest.fixture
+def pods(yard: Yard, namespace: str) -> Pods:
+    """Plain pods in the test's namespace."""
+    return Pods(yard, namespace)

@@ -57,11 +57,12 @@ def _backend(options: Options, client: Client) -> Backend:
         case "simulated":
             return Simulated(options.simulated_file, options.node)
         case "npu-smi":
-            return NpuSmi(options.resource)
+            return NpuSmi(options.resource, options.hardware)
         case "observe":
             return Observe(client, options.node, pods, options.resource)
         case _:
-            return Auto(client, options.node, pods, options.resource, options.plugins, plugin.SOCKET)
+            return Auto(client, options.node, pods, options.resource, options.plugins, plugin.SOCKET,
+                        options.hardware)
 
 
 async def main(options: Options) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import grpc
 
+from trainyard.agent.host import Host
 from trainyard.agent.npu_smi import NpuSmi
 from trainyard.agent.observe import Observe
 from trainyard.agent.podresources import Devices, PodResources
@@ -23,17 +22,16 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _QUIET_SECONDS = 15.0  # after a boot another plugin may take its time; two plugins of one resource replace each other
-_DRIVER = "/usr/local/bin/npu-smi"
 
 
 class Auto:
     """The backend that chooses one, once: whoever serves the devices goes on until the agent is started again."""
 
-    def __init__(self, client: Client, node: str, pods: PodResources, resource: str, plugins: Path, ours: str, *,
-                 quiet: float = _QUIET_SECONDS, npu_smi: str | None = None) -> None:
+    def __init__(self, client: Client, node: str, pods: PodResources, resource: str, plugins: Path, ours: str,
+                 host: Host, *, quiet: float = _QUIET_SECONDS) -> None:
         self._client, self._node, self._pods, self._resource = client, node, pods, resource
         self._plugins, self._ours, self._quiet = plugins, ours, quiet
-        self._npu_smi = npu_smi or shutil.which("npu-smi") or _DRIVER
+        self._host = host
         self._before: NodeDevicesSpec | None = None
         self._learned: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
         self._chosen: Backend | None = None
@@ -85,22 +83,18 @@ class Auto:
                                   f"waiting {self._quiet:.0f} s whether that stays so")
             log.info("observing: %s", why)
             return Observe(self._client, self._node, self._pods, self._resource)
-        if self._has_driver():
+        if self._host.find(self._host.npu_smi).is_file():
             if quiet or ours:
-                return NpuSmi(self._resource, npu_smi=self._npu_smi)
+                return NpuSmi(self._resource, self._host)
             return Unreadable("Choosing", f"nobody serves {self._resource} yet; waiting {self._quiet:.0f} s whether "
                               "another device plugin turns up")
         others = sorted(name for name, ids in kubelet.allocatable.items() if ids)
         if others:
             log.info("observing: no npu-smi here, and kubelet has devices of %s", ", ".join(others))
             return Observe(self._client, self._node, self._pods, self._resource)
-        return Unreadable("NoDevices", f"expected npu-smi in {self._npu_smi} or devices of another plugin, found "
+        return Unreadable("NoDevices", f"expected {self._host.npu_smi} or devices of another plugin, found "
                           "neither: this node has no accelerators, or its driver is not installed "
                           "(agent.nodeSelector keeps the agent off nodes without any)")
-
-    def _has_driver(self) -> bool:
-        """A mount of a file that the node does not have is an empty folder."""
-        return os.path.isfile(self._npu_smi)
 
     async def _served(self, kubelet: Devices) -> str:
         """Why the resource is served by another plugin; empty: it is not. Our own is not registered yet, and kubelet

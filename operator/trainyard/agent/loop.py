@@ -46,7 +46,7 @@ class Agent:
     def __init__(self, options: Options, backend: Backend, client: Client, metrics: Metrics) -> None:
         self.options = options
         self.backend = backend
-        self.plugin = Plugin(options.plugins, options.runtime, metrics)
+        self.plugin = Plugin(options.plugins, options.runtime, metrics, options.hardware)
         self.writer = Writer(client, options.node, metrics)
         self.statuses: tuple[DeviceStatus, ...] = ()
         self.beat = time.monotonic()  # when the loop last went round

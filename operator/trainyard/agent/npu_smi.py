@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from trainyard.agent import ascend, npu_output
 from trainyard.agent.ascend import Model
+from trainyard.agent.host import Host
 from trainyard.agent.npu_output import ChipMap, Place
 from trainyard.agent.tool import Tool
 from trainyard.agent.types import Facts, Fault, Reading, Severity, Unreadable
@@ -24,7 +23,6 @@ from trainyard.api.devices import Device, NodeDevicesSpec
 log = logging.getLogger(__name__)
 
 _SEVERITIES: Mapping[str, Severity] = {"WARNING": "minor", "ALARM": "major", "CRITICAL": "critical"}
-_DRIVER = "/usr/local/Ascend/driver"
 _PAUSE_SECONDS = 3.0  # between two rounds
 _ROUND_SECONDS = 12.0  # a round, everything included
 _LINKS_SECONDS = 10.0  # between two looks at the links
@@ -57,17 +55,15 @@ class NpuSmi:
 
     name: Literal["npu-smi"] = "npu-smi"
 
-    def __init__(self, resource: str, *, npu_smi: str | None = None, hccn_tool: str | None = None,
-                 hccn_conf: Path = Path("/etc/hccn.conf"), pause: float = _PAUSE_SECONDS,
+    def __init__(self, resource: str, host: Host, *, pause: float = _PAUSE_SECONDS,
                  limit: float = _ROUND_SECONDS) -> None:
         self.labels: Mapping[str, str] = {}
         self.known: Sequence[Device] = ()
-        libraries = ":".join(f"{_DRIVER}/lib64{part}" for part in ("", "/common", "/driver"))
+        libraries = ":".join(f"{host.driver}/lib64{part}" for part in ("", "/common", "/driver"))
         environment = {"LD_LIBRARY_PATH": libraries}
-        self._smi = Tool(npu_smi or shutil.which("npu-smi") or "/usr/local/bin/npu-smi", environment)
-        hccn = hccn_tool or shutil.which("hccn_tool") or f"{_DRIVER}/tools/hccn_tool"
-        self._hccn = Tool(hccn, environment) if Path(hccn).exists() else None
-        self._resource, self._conf, self._pause, self._limit = resource, hccn_conf, pause, limit
+        self._smi = Tool(host.npu_smi, environment, host)
+        self._hccn = Tool(f"{host.driver}/tools/hccn_tool", environment, host)
+        self._host, self._resource, self._pause, self._limit = host, resource, pause, limit
         self._facts = _Known()
         self._missed: Counter[str] = Counter()
         self._links: dict[str, Fault] = {}
@@ -176,11 +172,12 @@ class NpuSmi:
 
     async def _read_addresses(self, chips: ChipMap) -> dict[int, str]:
         try:
-            found = npu_output.addresses(await asyncio.to_thread(self._conf.read_text, errors="replace"))
+            conf = self._host.find(self._host.hccn_conf)
+            found = npu_output.addresses(await asyncio.to_thread(conf.read_text, errors="replace"))
         except OSError:
             found = {}
         for chip in chips.chips:
-            if chip.physical not in found and self._hccn is not None:
+            if chip.physical not in found and self._host.has(self._hccn.program):
                 try:
                     printed = await self._hccn.run("-i", str(chip.physical), "-ip", "-g", seconds=self._limit / 6)
                 except Unreadable:
@@ -253,7 +250,7 @@ class NpuSmi:
         for device in sorted(facts.devices, key=lambda each: self._links_at[each.id]):
             if not device.ip:
                 self._links.pop(device.id, None)
-            if self._hccn is None or not device.ip or self._missed[device.id]:
+            if not device.ip or self._missed[device.id]:
                 continue
             if not self._due(self._links_at[device.id], _LINKS_SECONDS, 1 / 3):
                 return

@@ -1,7 +1,8 @@
 """Devices that somebody else's plugin serves: nothing is registered, only told.
 
 With MindCluster its ConfigMap says how they are and the pods' annotation AscendReal who holds them. Otherwise kubelet
-does: a device that it may not give away any more is ill, whatever the vendor."""
+does, whatever the vendor: a device that it may not give away any more is ill; and of the devices that pods hold their
+status keeps the plugin's last word."""
 
 from __future__ import annotations
 
@@ -10,26 +11,27 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Set
 from datetime import UTC, datetime
 from typing import Literal
 
 import grpc
 
-from trainyard.agent import ascend, mindcluster
+from trainyard.agent import ascend, mindcluster, podwords
 from trainyard.agent.mindcluster import Published
 from trainyard.agent.podresources import Devices, PodResources
+from trainyard.agent.podwords import PodWord, pod_word
 from trainyard.agent.types import Facts, Fault, Reading, Unreadable
 from trainyard.api.devices import Device, NodeDevicesSpec
-from trainyard.kube.client import ApiError, Client, Object
+from trainyard.kube.client import Client, Object
 from trainyard.kube.watch import Store, Watch
 
 log = logging.getLogger(__name__)
 
 _PAUSE_SECONDS = 3.0
+_SETTLE_SECONDS = 0.05  # a fault changes the status of several pods
 _SYNC_SECONDS = 5.0  # how long the first look waits for the ConfigMap
 _NAMESPACE = "kube-system"
-_REAL = "huawei.com/AscendReal"
 _DEVICE_INFO = ("huawei.com/npu.base-device-infos", "baseDeviceInfos")
 _MOST = 256  # devices of a node that NodeDevices have room for
 _ACCELERATORS = ("huawei.com/", "nvidia.com/gpu", "amd.com/gpu", "intel.com/gpu", "gpu.intel.com/", "habana.ai/gaudi",
@@ -50,11 +52,17 @@ class Observe:
         self._annotations: Mapping[str, str] = {}
         self._known: tuple[Device, ...] = ()
         self._known_resource = ""
-        self._real: dict[str, frozenset[str]] = {}  # devices by pod, as its annotation says
         self._store: Store[Mapping[str, str]] = Store(_data)
         self._key = f"{_NAMESPACE}/mindx-dl-deviceinfo-{node}"
-        self._watch = Watch(client, "MindCluster's ConfigMap", f"/api/v1/namespaces/{_NAMESPACE}/configmaps",
-                            self._store, {"fieldSelector": f"metadata.name=mindx-dl-deviceinfo-{node}"})
+        self._pods_there: Store[PodWord] = Store(pod_word)
+        self._watches = (
+            Watch(client, "MindCluster's ConfigMap", f"/api/v1/namespaces/{_NAMESPACE}/configmaps", self._store,
+                  {"fieldSelector": f"metadata.name=mindx-dl-deviceinfo-{node}"}),
+            Watch(client, "the node's pods", "/api/v1/pods", self._pods_there,
+                  {"fieldSelector": f"spec.nodeName={node}"}))
+        self._changed = asyncio.Event()
+        for store in (self._store, self._pods_there):
+            store.listen(lambda key, old, new: self._changed.set())
 
     def learn(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> None:
         """Labels say what model the node is, MindCluster's annotation the addresses of its devices."""
@@ -66,17 +74,22 @@ class Observe:
             self._known, self._known_resource = tuple(spec.devices), spec.resource
 
     async def readings(self) -> AsyncIterator[Reading | Unreadable]:
-        """A look every few seconds; the ConfigMap is followed meanwhile."""
-        watching = asyncio.create_task(self._watch.run())
+        """A look every few seconds, and whenever the ConfigMap or a pod says something new."""
+        watching = [asyncio.create_task(watch.run()) for watch in self._watches]
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SYNC_SECONDS):
-                    await self._watch.synced.wait()
+                    for watch in self._watches:
+                        await watch.synced.wait()
             while True:
+                self._changed.clear()
                 yield await self.read()
-                await asyncio.sleep(self._pause)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), self._pause)
+                    await asyncio.sleep(_SETTLE_SECONDS)
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
 
     async def read(self) -> Reading | Unreadable:
         """One look."""
@@ -88,59 +101,50 @@ class Observe:
         try:
             data = self._store.get(self._key)
             published = mindcluster.read(data, datetime.now(UTC)) if data is not None else None
-            return await self._by_mindcluster(published, kubelet) if published else self._by_kubelet(kubelet)
+            return self._by_mindcluster(published, kubelet) if published else self._by_kubelet(kubelet)
         except Unreadable as error:
             return error
 
     # MindCluster.
 
-    async def _by_mindcluster(self, published: Published, kubelet: Devices) -> Reading:
+    def _by_mindcluster(self, published: Published, kubelet: Devices) -> Reading:
         held = kubelet.held.get(published.resource, {})
-        holders = await self._holders(held)
+        holders = self._holders(held)
         ids = published.devices | set(held) | set(holders) | kubelet.allocatable.get(published.resource, frozenset())
         facts = self._facts(published.resource, ids, published)
         here = {device.id for device in facts.devices}
         return Reading(facts, {name: faults for name, faults in published.faults.items() if name in here},
                        holders=holders)
 
-    async def _holders(self, held: Mapping[str, str]) -> dict[str, str]:
+    def _holders(self, held: Mapping[str, str]) -> dict[str, str]:
         """Pods by the devices that they really hold. In its Volcano mode MindCluster mounts other devices than kubelet
         has chosen, and writes which into the pod."""
-        pods = sorted(set(held.values()))
-        self._real = {pod: real for pod, real in self._real.items() if pod in pods}
-        for pod in pods:
-            if pod not in self._real and (real := await self._annotated(pod)) is not None:
-                self._real[pod] = real
-        holders = {name: pod for name, pod in held.items() if pod not in self._real}
-        return holders | {name: pod for pod, real in self._real.items() for name in real}
-
-    async def _annotated(self, pod: str) -> frozenset[str] | None:
-        """None: the pod says nothing, or nothing yet."""
-        namespace, _, name = pod.partition("/")
-        try:
-            raw = await self._client.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
-        except ApiError as error:
-            log.log(logging.DEBUG if error.not_found else logging.INFO, "pod %s not read: %s", pod, error)
-            return None
-        real = (raw["metadata"].get("annotations") or {}).get(_REAL)
-        return None if not real else frozenset(re.split(r"[,\s]+", real.strip()))
+        real = {pod: word.real for pod in set(held.values())
+                if (word := self._pods_there.get(pod)) is not None and word.real is not None}
+        holders = {name: pod for name, pod in held.items() if pod not in real}
+        return holders | {name: pod for pod, names in real.items() for name in names}
 
     # kubelet.
 
     def _by_kubelet(self, kubelet: Devices) -> Reading:
-        resource = self._chosen(kubelet)
+        words = podwords.health(word for _, word in self._pods_there)
+        resource = self._chosen({*kubelet.allocatable, *kubelet.held, *words})
         well, held = kubelet.allocatable.get(resource, frozenset()), kubelet.held.get(resource, {})
-        facts = self._facts(resource, well | set(held))
-        if not well:
+        said = words.get(resource, {})
+        facts = self._facts(resource, well | set(held) | set(said))
+        here = {device.id for device in facts.devices}
+        if well:  # kubelet was asked just now; a pod's status may be a moment old
+            return Reading(facts, {name: (Fault(NOT_ALLOCATABLE),) for name in here - well})
+        # All are ill, or their plugin is gone: kubelet says the same of both. Pods keep its last word.
+        ill = {name for name in here if said.get(name) == "Unhealthy"}
+        if not ill:
             raise Unreadable("PluginGone", f"kubelet has no healthy device of {resource} any more, of "
                              f"{len(facts.devices)} that were there: their device plugin is gone, or calls all of them "
                              "ill")
-        faults = {device.id: (Fault(NOT_ALLOCATABLE),) for device in facts.devices if device.id not in well}
-        return Reading(facts, faults)
+        return Reading(facts, {name: (Fault(NOT_ALLOCATABLE),) for name in ill}, frozenset(here - ill))
 
-    def _chosen(self, kubelet: Devices) -> str:
+    def _chosen(self, there: Set[str]) -> str:
         """The resource to tell of."""
-        there = set(kubelet.allocatable) | set(kubelet.held)
         for wanted in (self._resource, self._known_resource):
             if wanted and (wanted in there or (wanted == self._known_resource and self._known)):
                 return wanted

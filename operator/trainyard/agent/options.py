@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainyard.agent import plugin
+from trainyard.agent.host import Host
 from trainyard.agent.serving import Runtime
 
 BACKENDS = ("auto", "npu-smi", "observe", "simulated")
@@ -28,6 +29,7 @@ class Options:
     fault_table: Path | None
     plugins: Path
     pod_resources: Path
+    hardware: Host
     host: str
     port: int
     kubeconfig: str | None
@@ -54,6 +56,12 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     option("--fault-table", "", "the cluster's own table of faults, laid over the shipped one; empty: none")
     option("--plugins-folder", str(plugin.FOLDER), "kubelet's folder of device plugins")
     option("--pod-resources-socket", "/var/lib/kubelet/pod-resources/kubelet.sock", "kubelet's PodResources")
+    usual = Host()
+    option("--host-root", "/", "where the node's root is mounted; the driver's tools run inside it")
+    option("--npu-smi", usual.npu_smi, "npu-smi on the node")
+    option("--driver", usual.driver, "Ascend's driver on the node")
+    option("--dcmi", usual.dcmi, "the driver's management library on the node")
+    option("--hccn-conf", usual.hccn_conf, "addresses of the devices, on the node")
     option("--host", "0.0.0.0", "address that /metrics, /healthz and /readyz are served on")
     option("--metrics-port", "8080", "their port; 0: any free one (it is logged)")
     option("--log-level", "info", "how much is logged", ("debug", "info", "warning", "error"))
@@ -66,5 +74,6 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     return Options(
         node=given.node, backend=given.backend, resource=given.resource, runtime=runtime,
         simulated_file=Path(given.simulated_file), fault_table=Path(given.fault_table) if given.fault_table else None,
-        plugins=Path(given.plugins_folder), pod_resources=Path(given.pod_resources_socket), host=given.host,
+        plugins=Path(given.plugins_folder), pod_resources=Path(given.pod_resources_socket),
+        hardware=Host(Path(given.host_root), given.npu_smi, given.driver, given.dcmi, given.hccn_conf), host=given.host,
         port=int(given.metrics_port), kubeconfig=given.kubeconfig, log_level=given.log_level.upper())

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from trainyard.agent.host import Host
 from trainyard.agent.metrics import Metrics
 from trainyard.agent.serving import Runtime, Served, grant, prefer, serve
 from trainyard.agent.types import Facts
@@ -45,8 +46,9 @@ _Identity = tuple[int, int, int]
 class Plugin(rpc.DevicePluginServicer):
     """Serves what `show` was last given; registers as long as there is anything to serve."""
 
-    def __init__(self, folder: Path, runtime: Runtime, metrics: Metrics) -> None:
+    def __init__(self, folder: Path, runtime: Runtime, metrics: Metrics, host: Host | None = None) -> None:
         self.folder = folder
+        self.host = host or Host()
         self.runtime = runtime
         self.registered = False  # kubelet has taken the registration and listens
         self.problem = ""  # why not
@@ -131,12 +133,13 @@ class Plugin(rpc.DevicePluginServicer):
                 self._metrics.allocations.labels("refused").inc()
                 log.warning("refused to allocate: %s", why)
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
-            given = grant([self._served[name].device for name in each.devices_ids], self.runtime,
+            given = grant([self._served[name].device for name in each.devices_ids], self.runtime, self.host,
                           super_pod=self._place[0], server=self._place[1])
             answers.append(pb.ContainerAllocateResponse(
                 envs=given.environment,
                 devices=[pb.DeviceSpec(container_path=path, host_path=path, permissions="rw") for path in given.nodes],
-                mounts=[pb.Mount(container_path=path, host_path=path, read_only=True) for path in given.mounts]))
+                mounts=[pb.Mount(container_path=there, host_path=here, read_only=True)
+                        for there, here in given.mounts]))
             self._metrics.allocations.labels("given").inc()
             log.info("allocated", extra={"devices": list(each.devices_ids)})
         return pb.AllocateResponse(container_responses=answers)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+from trainyard.agent.host import Host
 from trainyard.agent.types import Facts
 from trainyard.api.devices import Device, DeviceStatus, takes_new_work
 from trainyard.placement.rings import choose
@@ -17,8 +17,6 @@ Runtime = Literal["ascend", "plain", "none"]
 device nodes and mounts; `none`: only the variable, for simulated devices, which have no nodes."""
 
 _COMMON_NODES = ("/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
-_DRIVER = ("/usr/local/Ascend/driver/lib64", "/usr/local/Ascend/driver/include", "/usr/local/dcmi",
-           "/usr/local/bin/npu-smi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +88,10 @@ class Grant:
 
     environment: dict[str, str]
     nodes: tuple[str, ...] = ()  # device nodes, at the same path on both sides
-    mounts: tuple[str, ...] = field(default=())  # read-only, at the same path on both sides
+    mounts: tuple[tuple[str, str], ...] = ()  # read-only: path in the container, path on the node
 
 
-def grant(devices: Sequence[Device], runtime: Runtime, exists: Callable[[str], bool] = os.path.exists, *,
-          super_pod: str = "", server: str = "") -> Grant:
+def grant(devices: Sequence[Device], runtime: Runtime, host: Host, *, super_pod: str = "", server: str = "") -> Grant:
     """What a container gets with these devices. ASCEND_RT_VISIBLE_DEVICES is left alone: it counts devices inside the
     container, and physical numbers in it hide them all. TRAINYARD_DEVICES is for the supervisor, who makes HCCL's rank
     table of it (docs/supervisor.md)."""
@@ -108,4 +105,7 @@ def grant(devices: Sequence[Device], runtime: Runtime, exists: Callable[[str], b
     if runtime == "ascend":
         return Grant(visible | {"ASCEND_RUNTIME_OPTIONS": ""})
     nodes = (*(f"/dev/davinci{number}" for number in physical), *_COMMON_NODES)
-    return Grant(visible, nodes, tuple(path for path in _DRIVER if exists(path)))
+    usual = Host()  # where programs in the container look for them
+    return Grant(visible, nodes, tuple((there, here) for there, here in (
+        (f"{usual.driver}/lib64", f"{host.driver}/lib64"), (f"{usual.driver}/include", f"{host.driver}/include"),
+        (usual.dcmi, host.dcmi), (usual.npu_smi, host.npu_smi)) if host.has(here)))

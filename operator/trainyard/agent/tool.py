@@ -9,9 +9,11 @@ import signal
 import time
 from collections.abc import Mapping
 
+from trainyard.agent.host import Host
 from trainyard.agent.types import Unreadable
 
 _LONGEST = 1 << 20  # bytes; the longest table known has 10 KB
+_NO_PROGRAM = 127  # what chroot, like a shell, ends with when there is no such program
 _REAP_SECONDS = 2.0  # a killed process is gone at once, unless it hangs inside the driver
 
 
@@ -19,8 +21,9 @@ class Tool:
     """One program. Each run ends within its time or is killed; what cannot be killed is waited for, so that hanging
     runs never pile up in the driver."""
 
-    def __init__(self, program: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, program: str, environment: Mapping[str, str] | None = None, host: Host | None = None) -> None:
         self.program = program
+        self._host = host or Host()
         self.name = os.path.basename(program)
         self._environment = {**os.environ, **(environment or {}), "LC_ALL": "C"}
         self._stuck: asyncio.subprocess.Process | None = None
@@ -36,11 +39,11 @@ class Tool:
         self._stuck = None
         try:
             process = await asyncio.create_subprocess_exec(
-                self.program, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT, env=self._environment, start_new_session=True)
+                *self._host.command(self.program, *arguments), stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=self._environment,
+                start_new_session=True)
         except FileNotFoundError as error:
-            raise Unreadable("ToolMissing", f"expected {self.program}, found none: install the driver on the node, and "
-                             "mount its tools into the agent") from error
+            raise self._missing() from error
         except OSError as error:
             raise Unreadable("ToolFails", f"{line} cannot be started: {error}") from error
         try:
@@ -56,9 +59,15 @@ class Tool:
         if len(printed) > _LONGEST:
             raise Unreadable("ToolUnreadable", f"{line} printed more than {_LONGEST} bytes, beginning with "
                              f"{text[:80]!r}")
+        if code == _NO_PROGRAM and text.startswith("chroot:"):
+            raise self._missing()
         if code != 0:
             raise Unreadable("ToolFails", f"{line} ended with code {code}: {' '.join(text.split())[:400] or 'no word'}")
         return text
+
+    def _missing(self) -> Unreadable:
+        return Unreadable("ToolMissing", f"expected {self.program} on the node, found none: install the driver, or say "
+                          "where it is (agent.hostPaths)")
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         """Kill it with its children if it has not ended, and wait a moment for its end."""

@@ -52,22 +52,32 @@ async def running(kubelet: Kubelet, folder: Path) -> AsyncIterator[PodResources]
 
 
 class Api(Client):
-    """Answers GET from `objects` by path; its watches list once and say nothing."""
+    """Answers GET from `objects` by path; its watches list once and then say what `say` is given."""
 
     def __init__(self, objects: Mapping[str, Any] | None = None) -> None:
         self.objects = dict(objects or {})
         self.asked: list[str] = []
+        self._said: list[Any] = []
+
+    def say(self, raw: Any) -> None:
+        """A pod has changed."""
+        self._said.append({"type": "MODIFIED", "object": raw})
 
     async def get(self, path: str, query: Mapping[str, Any] | None = None, *, seconds: float | None = None) -> Any:
         self.asked.append(path)
         if query is not None:  # a list
-            name = str(query.get("fieldSelector", "")).partition("metadata.name=")[2]
-            found = self.objects.get(f"{path}/{name}")
-            return {"metadata": {"resourceVersion": "7"}, "items": [found] if found else []}
+            found = [self.objects.get(f"{path}/{name}")] if (
+                name := str(query.get("fieldSelector", "")).partition("metadata.name=")[2]) else []
+            if path == "/api/v1/pods":
+                assert query["fieldSelector"].startswith("spec.nodeName=")
+                found = [raw for name, raw in self.objects.items() if "/pods/" in name]
+            return {"metadata": {"resourceVersion": "7"}, "items": [raw for raw in found if raw]}
         if path not in self.objects:
             raise ApiError(404, "NotFound", path)
         return self.objects[path]
 
     async def stream(self, path: str, query: Mapping[str, Any], *, seconds: float) -> AsyncIterator[Any]:
-        await asyncio.sleep(1000)
-        yield {}
+        while True:
+            await asyncio.sleep(0.01)
+            while path == "/api/v1/pods" and self._said:
+                yield self._said.pop(0)

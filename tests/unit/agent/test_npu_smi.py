@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from trainyard.agent.host import Host
 from trainyard.agent.npu_smi import NpuSmi
 from trainyard.agent.tool import Tool
 from trainyard.agent.types import Reading, Unreadable
@@ -23,15 +24,16 @@ class Driver:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.npu_smi = self._program("npu-smi")
-        self.hccn_tool = self._program("hccn_tool")
+        self._program("tools/hccn_tool")
         self.conf = folder / "hccn.conf"
 
     def _program(self, name: str) -> Path:
         program = self.folder / name
+        program.parent.mkdir(exist_ok=True)
         program.write_text(f"""#!/bin/sh
 echo "$$ $*" >> {self.folder}/calls
 [ -e {self.folder}/hangs ] && {{ echo "$$" >> {self.folder}/hanging; sleep 1000; }}
-file="{self.folder}/{name} $*"
+file="{self.folder}/{program.name} $*"
 [ -e "$file" ] || {{ echo "not supported: $*"; exit 1; }}
 exec cat "$file"
 """)
@@ -46,8 +48,8 @@ exec cat "$file"
         return [line.partition(" ")[2] for line in (self.folder / "calls").read_text().splitlines()]
 
     def backend(self, accelerator: str = "", resource: str = NPU, limit: float = 20.0) -> NpuSmi:
-        made = NpuSmi(resource, npu_smi=str(self.npu_smi), hccn_tool=str(self.hccn_tool), hccn_conf=self.conf, pause=0,
-                      limit=limit)
+        host = Host(npu_smi=str(self.npu_smi), driver=str(self.folder), hccn_conf=str(self.conf))
+        made = NpuSmi(resource, host, pause=0, limit=limit)
         made.learn({"accelerator-type": accelerator} if accelerator else {}, {})
         return made
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from trainyard.agent.auto import Auto
+from trainyard.agent.host import Host
 from trainyard.agent.observe import Observe
 from trainyard.agent.podresources import PodResources
 from trainyard.agent.types import Reading, Unreadable
@@ -31,9 +32,21 @@ def spec(backend: str = "observe", resource: str = NPU, cards: list[str] = CARDS
         Device(id=name, physical=number) for number, name in enumerate(cards)]})
 
 
-def pod(name: str, real: str = "") -> dict[str, Any]:
-    return {f"/api/v1/namespaces/ns/pods/{name}": {"metadata": {
-        "name": name, "annotations": {"huawei.com/AscendReal": real} if real else {}}}}
+def pod(name: str, real: str = "", *, version: int = 1, phase: str = "Running", resource: str = NPU,
+        **health: str) -> dict[str, Any]:
+    """A pod of the node, with MindCluster's word on its devices or kubelet's."""
+    told = [{"name": resource, "resources": [{"resourceID": each.replace("_", "-"), "health": state}
+                                             for each, state in health.items()]}]
+    return {f"/api/v1/namespaces/ns/pods/{name}": {
+        "metadata": {"name": name, "namespace": "ns", "resourceVersion": str(version),
+                     "annotations": {"huawei.com/AscendReal": real} if real else {}},
+        "status": {"phase": phase, "containerStatuses": [{"name": "c", "allocatedResourcesStatus": told}]}}}
+
+
+def ids(found: Reading | Unreadable) -> tuple[set[str], set[str]]:
+    """Devices that are ill, and those of which nothing is known."""
+    assert isinstance(found, Reading), str(found)
+    return set(found.faults), set(found.unknown)
 
 
 def config(device_list: dict[str, str], **more: Any) -> dict[str, Any]:
@@ -88,6 +101,42 @@ async def test_a_plugin_that_is_gone_makes_health_unknown_not_ill(tmp_path: Path
         assert gone.reason == "PluginGone"
 
 
+async def test_what_kubelet_says_of_a_pods_devices_counts_when_it_offers_none(tmp_path: Path) -> None:
+    """All ill, or a plugin that is gone: kubelet offers none either way, but pods keep the plugin's last word."""
+    api = Api(pod("mine", resource=GPU, GPU_1="Unhealthy", GPU_2="Healthy")
+              | pod("done", phase="Succeeded", resource=GPU, GPU_3="Unhealthy"))
+    kubelet = Kubelet(GPU, [], {"GPU-1": "ns/mine", "GPU-2": "ns/mine"})
+    async with running(kubelet, tmp_path) as pods:
+        backend = observe(api, pods)
+        readings = backend.readings()
+        assert ids(await anext(readings)) == ({"GPU-1"}, {"GPU-2"})
+        api.say(next(iter(pod("mine", version=8, resource=GPU, GPU_1="Unhealthy", GPU_2="Unhealthy").values())))
+        while (found := ids(await anext(readings))) == ({"GPU-1"}, {"GPU-2"}):
+            pass
+        assert found == ({"GPU-1", "GPU-2"}, set())
+        kubelet.well = ["GPU-1"]  # asked just now: the pod's status is older
+        assert ids(await backend.read()) == ({"GPU-2"}, set())
+        api.say(next(iter(pod("mine", version=9, resource=GPU, GPU_1="Healthy", GPU_2="nonsense").values())))
+        kubelet.well = []
+        while isinstance(gone := await anext(readings), Reading):
+            pass
+        assert gone.reason == "PluginGone"
+        await readings.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_pods_word_is_heard_at_once(tmp_path: Path) -> None:
+    api, kubelet = Api(), Kubelet(GPU, ["GPU-1"], {"GPU-1": "ns/mine"})
+    async with running(kubelet, tmp_path) as pods:
+        backend = Observe(api, "node-a", pods, GPU, pause=60)
+        readings = backend.readings()
+        assert ids(await anext(readings)) == (set(), set())
+        kubelet.well = []
+        api.say(next(iter(pod("mine", version=8, resource=GPU, GPU_1="Unhealthy").values())))
+        async with asyncio.timeout(10):
+            assert ids(await anext(readings)) == ({"GPU-1"}, set())
+        await readings.aclose()  # type: ignore[attr-defined]
+
+
 async def test_a_device_that_was_ill_before_the_agent_started_is_not_forgotten(tmp_path: Path) -> None:
     async with running(Kubelet(NPU, CARDS[:3]), tmp_path) as pods:
         backend = observe(Api(), pods)
@@ -127,14 +176,12 @@ async def test_mindclusters_word_counts_and_its_annotation_says_who_holds_what(t
         assert found.holders == {"Ascend910-2": "ns/train-0", "Ascend910-3": "ns/train-0"}
         assert {name: [fault.code for fault in faults] for name, faults in found.faults.items()} == {
             "Ascend910-3": ["80E01801"]}
-        # A pod without the annotation holds what kubelet says; one that is asked for again is not read again.
+        # A pod without the annotation holds what kubelet says.
         kubelet.held = {CARDS[0]: "ns/train-0", CARDS[1]: "ns/plain"}
-        asked = len(api.asked)
         found_again = await backend.read()
         assert isinstance(found_again, Reading)
         assert found_again.holders == {
             "Ascend910-1": "ns/plain", "Ascend910-2": "ns/train-0", "Ascend910-3": "ns/train-0"}
-        assert api.asked[asked:] == ["/api/v1/namespaces/ns/pods/plain"]
 
 
 async def test_an_altered_configmap_is_not_believed(tmp_path: Path) -> None:
@@ -160,8 +207,8 @@ class Node:
         self.npu_smi.chmod(0o755)
 
     def auto(self, pods: PodResources, api: Api | None = None, quiet: float = 0.0) -> Auto:
-        return Auto(api or Api(), "node-a", pods, NPU, self.plugins, "trainyard.sock", quiet=quiet,
-                    npu_smi=str(self.npu_smi))
+        return Auto(api or Api(), "node-a", pods, NPU, self.plugins, "trainyard.sock",
+                    Host(npu_smi=str(self.npu_smi)), quiet=quiet)
 
 
 @pytest.fixture
@@ -213,7 +260,7 @@ async def test_auto_observes_where_mindcluster_looks_after_the_node(node: Node) 
 
 
 async def test_auto_observes_gpus_where_there_is_no_driver_of_npus(node: Node) -> None:
-    node.npu_smi.mkdir()  # what a mount of a missing file leaves
+    node.npu_smi.mkdir()  # what a container's mount of a missing file leaves
     kubelet = Kubelet(NPU)
     kubelet.more = {GPU: ["GPU-1"]}
     async with running(kubelet, node.folder) as pods:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from trainyard.agent.host import Host
 from trainyard.agent.serving import Grant, grant, prefer, serve
 from trainyard.api.devices import Device, DeviceStatus
 from unit.agent.devices import facts
@@ -65,20 +67,23 @@ def test_devices_with_mild_faults_are_the_last_choice() -> None:
     assert prefer("910A", served, names, [], 3) == [], "no legal number: kubelet may choose"
 
 
-def test_what_a_container_gets() -> None:
+def test_what_a_container_gets(tmp_path: Path) -> None:
     devices = [Device(id="Ascend910-5", physical=5, ip="1.1.1.5", super_device="55"),
                Device(id="Ascend910-1", physical=1, ip="1.1.1.1", super_device="51")]
-    bare = grant(devices, "none", super_pod="7", server="3")
+    bare = grant(devices, "none", Host(), super_pod="7", server="3")
     told = json.loads(bare.environment.pop("TRAINYARD_DEVICES"))
     assert told == [
         {"id": "Ascend910-1", "physical": 1, "ip": "1.1.1.1", "superDevice": "51", "superPod": "7", "server": "3"},
         {"id": "Ascend910-5", "physical": 5, "ip": "1.1.1.5", "superDevice": "55", "superPod": "7", "server": "3"}]
     assert bare == Grant({"ASCEND_VISIBLE_DEVICES": "1,5"})
-    assert grant(devices, "ascend").environment["ASCEND_RUNTIME_OPTIONS"] == ""
-    plain = grant(devices, "plain", exists=lambda path: path != "/usr/local/dcmi")
+    assert grant(devices, "ascend", Host()).environment["ASCEND_RUNTIME_OPTIONS"] == ""
+    for path in ("opt/npu/lib64", "opt/npu/include", "usr/local/bin/npu-smi"):  # and no dcmi
+        (tmp_path / path).mkdir(parents=True)
+    plain = grant(devices, "plain", Host(tmp_path, driver="/opt/npu"))
     assert plain.nodes == ("/dev/davinci1", "/dev/davinci5", "/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
-    assert plain.mounts == ("/usr/local/Ascend/driver/lib64", "/usr/local/Ascend/driver/include",
-                            "/usr/local/bin/npu-smi")
+    assert plain.mounts == (
+        ("/usr/local/Ascend/driver/lib64", "/opt/npu/lib64"), ("/usr/local/Ascend/driver/include", "/opt/npu/include"),
+        ("/usr/local/bin/npu-smi", "/usr/local/bin/npu-smi"))
     assert not any("RT_VISIBLE" in name for name in plain.environment)
 
 
