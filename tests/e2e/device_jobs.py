@@ -31,6 +31,7 @@ def installed(yard: Yard, nodes: dict[str, Any], *arguments: str) -> Iterator[De
     """The chart with agents that simulate these devices; afterwards as it was before, without any."""
     made = Devices(yard)
     made.describe(nodes)
+    made.everywhere()
     yard.install(*made.arguments, *arguments)
     yield made
     made.describe({})
@@ -98,8 +99,11 @@ class Run:
         return max(map(int, json.loads(path.read_text()))) if path.exists() else -1
 
     def wait_steps(self, more: int, seconds: float = 90) -> int:
-        """Wait until rank 0 has kept so many steps more than now; returns its step."""
+        """Wait until rank 0 has kept so many steps more than now, or all that are begun while it is held; returns its
+        step."""
         goal, deadline = max(self.step(), 0) + more, time.monotonic() + seconds
+        if (self.folder / "hold").exists():
+            goal = min(goal, self.steps - chain.HELD)
         while (step := self.step()) < goal:
             if time.monotonic() > deadline:
                 raise Timeout(f"{self.job.name}: no step {goal} within {seconds:.0f} s, rank 0 kept {step}; "
@@ -136,6 +140,26 @@ class Run:
                 for each in container.get("allocatedResourcesStatus") or ()]
         ids = sorted(each["resourceID"] for kind in told for each in kind["resources"])
         return pod["spec"].get("nodeName", ""), ids
+
+    def waiting(self) -> str:
+        """What kubelet says of the trainer that does not start, in pod 0; empty before it tries."""
+        told = (self.job.pod(0) or {}).get("status", {}).get("containerStatuses") or ()
+        return next((str((each.get("state", {}).get("waiting") or {}).get("message", "")) for each in told
+                     if each["name"] == "trainer"), "")
+
+    def wait_gate(self) -> str:
+        """Wait until the pod of a job with a gate stands before it, with its devices; returns its node."""
+        def there() -> bool:
+            told = (self.job.pod(0) or {}).get("status", {}).get("initContainerStatuses") or ()
+            return any(each["name"] == "gate" and "running" in each["state"] for each in told)
+
+        self.devices.wait(f"{self.job.name} stands before its gate", there)
+        return str(self.pod(0)["spec"]["nodeName"])
+
+    def go(self) -> None:
+        """Open the gate, for good."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "go").touch()
 
     def free(self, node: str) -> str:
         """A healthy device of a node that nobody holds."""

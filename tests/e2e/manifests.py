@@ -25,8 +25,9 @@ def _job(name: str, namespace: str, spec: Object) -> Object:
 
 
 def counting(name: str, namespace: str, image: str, *, nodes: int = 2, procs: int = 1, steps: int = 20,
-             step_seconds: float = 0.2, script: str = SCRIPT, **spec: Any) -> Object:  # fmt: skip
-    """A job that runs steps.py or another script of that kind, with its state on the shared volume."""
+             step_seconds: float = 0.2, script: str = SCRIPT, gate: bool = False, **spec: Any) -> Object:  # fmt: skip
+    """A job that runs steps.py or another script of that kind, with its state on the shared volume. `gate`: containers
+    do not start before there is a file `go` beside that state; devices are given to the pod all the same."""
     container = {
         "name": "trainer",
         "image": image,
@@ -38,9 +39,16 @@ def counting(name: str, namespace: str, image: str, *, nodes: int = 2, procs: in
         "numProcPerNode": procs,
         "command": ["python3", "-c", script],
         "checkpoint": {"volume": VOLUME, "subPath": name},
-        "template": {"spec": {"containers": [container]}},
+        "template": {"spec": {"containers": [container], **(_gate(image, name) if gate else {})}},
         **spec,
     })  # fmt: skip
+
+
+def _gate(image: str, name: str) -> Object:
+    wait = "import os, time\nwhile not os.path.exists('/gate/go'): time.sleep(0.1)\n"
+    return {"volumes": [{"name": "gate", **VOLUME}], "initContainers": [{
+        "name": "gate", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["python3", "-c", wait],
+        "volumeMounts": [{"name": "gate", "mountPath": "/gate", "subPath": name}]}]}  # fmt: skip
 
 
 def training(name: str, namespace: str, *, nodes: int = 2, procs: int = 1, steps: int = 30, **spec: Any) -> Object:

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 import pytest
 from e2e.device_jobs import TABLE, Run
 from e2e.plain_pods import Pods
-from harness.devices import RESOURCE, Devices
+from harness.devices import AGENT_LABEL, RESOURCE, Devices
 from harness.foreign import Foreign
 from harness.installation import Yard
 from harness.npu_smi import NpuSmi
 
 OURS, THEIRS = "node-1", "node-2"  # where npu-smi serves, and where another plugin does
-_LABEL = "trainyard-test-agent"
 
 
 def _usual(yard: Yard) -> list[str]:
@@ -30,12 +29,13 @@ def before(yard: Yard) -> list[str]:
 
 @pytest.fixture(scope="module")
 def driver(yard: Yard, before: list[str]) -> Iterator[NpuSmi]:
-    """Every node has the program, whoever serves its devices."""
+    """Every node has the program, whoever serves its devices; agents come with the label."""
+    yard.cluster.kubectl("label", "nodes", "--all", f"{AGENT_LABEL}-")
     made = NpuSmi(yard)
     for node in (OURS, THEIRS):
         made.well(node)
     yield made
-    yard.cluster.kubectl("label", "node", OURS, THEIRS, f"{_LABEL}-")
+    yard.cluster.kubectl("label", "nodes", "--all", f"{AGENT_LABEL}-")
     made.vanishes()
 
 
@@ -59,7 +59,7 @@ def devices(yard: Yard, driver: NpuSmi, foreign: Foreign) -> Iterator[Devices]:
 
 
 def _install(yard: Yard, driver: NpuSmi, backend: str) -> None:
-    yard.install("--set", f"agent.enabled=true,agent.backend={backend},agent.nodeSelector.{_LABEL}=here",
+    yard.install("--set", f"agent.enabled=true,agent.backend={backend},agent.nodeSelector.{AGENT_LABEL}=here",
                  "--set-json", TABLE, *driver.arguments)
 
 
@@ -72,7 +72,7 @@ def _wait_ready(devices: Devices, node: str, reason: str, seconds: float = 60) -
 
 def test_npu_smi_serves_and_whatever_it_does_fails_closed(
         yard: Yard, driver: NpuSmi, devices: Devices, pods: Pods) -> None:
-    yard.cluster.kubectl("label", "node", OURS, f"{_LABEL}=here", "--overwrite")
+    yard.cluster.kubectl("label", "node", OURS, f"{AGENT_LABEL}=here", "--overwrite")
     _install(yard, driver, "npu-smi")
     _wait_ready(devices, OURS, "Serving")
     devices.wait("kubelet has them", lambda: devices.allocatable(OURS) == 8)
@@ -120,7 +120,7 @@ def test_auto_serves_again_and_observes_beside_another_plugin(
     foreign.says(**{f"Ascend910_{number}": "Healthy" for number in range(4)})
     foreign.start()
     devices.wait("the other plugin serves", lambda: devices.allocatable(THEIRS) == 4)
-    yard.cluster.kubectl("label", "node", THEIRS, f"{_LABEL}=here", "--overwrite")
+    yard.cluster.kubectl("label", "node", THEIRS, f"{AGENT_LABEL}=here", "--overwrite")
     _install(yard, driver, "auto")
     _wait_ready(devices, THEIRS, "Observing")
     _wait_ready(devices, OURS, "Serving")

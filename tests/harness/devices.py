@@ -3,11 +3,12 @@ for the hardware."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kubernetes.client.exceptions import ApiException
@@ -16,6 +17,8 @@ from harness.installation import SYSTEM, Yard
 from harness.job import GROUP, VERSION, Object, Timeout
 
 RESOURCE = "huawei.com/Ascend910"
+AGENT_LABEL = "trainyard-test-agent"
+"""Agents are on nodes that have this label, so that one can be taken away."""
 _FILE = "devices.yaml"  # in the folder that all nodes share; JSON is YAML, too
 
 
@@ -26,7 +29,7 @@ class Devices:
         self.yard = yard
         self.nodes: dict[str, Object] = {}
         self.arguments = (
-            "--set", "agent.enabled=true,agent.backend=simulated",
+            "--set", f"agent.enabled=true,agent.backend=simulated,agent.nodeSelector.{AGENT_LABEL}=here",
             "--set", f"agent.simulated.hostPath={yard.cluster.shared_path}/simulated/{_FILE}",
             # A device that works again is trusted after this, not after a minute.
             "--set", "agent.faultTable.probation.seconds=2",
@@ -109,13 +112,30 @@ class Devices:
 
     def agent(self, node: str) -> Object:
         """The agent's pod on a node. Raises Timeout if there is none."""
-        answer = self.yard.api.core.list_namespaced_pod(
-            SYSTEM, label_selector="app.kubernetes.io/component=agent", field_selector=f"spec.nodeName={node}",
-            _preload_content=False)  # fmt: skip
-        pods = [pod for pod in json.loads(answer.data)["items"] if "deletionTimestamp" not in pod["metadata"]]
+        pods = [pod for pod in self._agents(node) if "deletionTimestamp" not in pod["metadata"]]
         if not pods:
             raise Timeout(f"no agent on {node}")
         return dict(pods[0])
+
+    def _agents(self, node: str) -> list[Object]:
+        answer = self.yard.api.core.list_namespaced_pod(
+            SYSTEM, label_selector="app.kubernetes.io/component=agent", field_selector=f"spec.nodeName={node}",
+            _preload_content=False)  # fmt: skip
+        return list(json.loads(answer.data)["items"])
+
+    def everywhere(self) -> None:
+        """Agents may be on all nodes."""
+        self.yard.cluster.kubectl("label", "nodes", "--all", f"{AGENT_LABEL}=here", "--overwrite")
+
+    @contextlib.contextmanager
+    def agent_away(self, node: str) -> Iterator[None]:
+        """No agent on the node for a while; its pod is gone when this begins."""
+        self.yard.cluster.kubectl("label", "node", node, f"{AGENT_LABEL}-")
+        try:
+            self.wait(f"no agent on {node}", lambda: not self._agents(node))
+            yield
+        finally:
+            self.yard.cluster.kubectl("label", "node", node, f"{AGENT_LABEL}=here")
 
     def in_agent(self, node: str, code: str) -> str:
         """What Python code prints in the agent's container on a node."""
