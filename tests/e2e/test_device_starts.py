@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
 from e2e.device_jobs import NODES, Run, made_new, whole
 from harness.devices import Devices
 from harness.installation import Yard
@@ -105,19 +104,3 @@ def test_kubelet_turns_a_pod_away_when_it_starts_again(yard: Yard, devices: Devi
 def _turned_away(yard: Yard, namespace: str) -> bool:
     events = yard.api.core.list_namespaced_event(namespace, field_selector="reason=UnexpectedAdmissionError").items
     return bool(events)
-
-
-@pytest.mark.parametrize("count", [20])
-def test_twenty_jobs_and_a_fault_under_each_of_the_running_ones(
-        yard: Yard, devices: Devices, namespace: str, count: int) -> None:
-    """More than there is room for, on 24 devices of which two go bad under jobs: all end well."""
-    made_new(devices, whole())
-    runs = [Run(yard, devices, namespace, f"many-{number}", nodes=1, per_node=2, steps=15) for number in range(count)]
-    devices.wait("some run", lambda: sum(run.starts() for run in runs) >= 3)
-    hit = [run for run in runs if run.starts() and run.job.status().get("state") == "Running"][:2]
-    for run in hit:
-        node, ids = run.place(0)
-        if ids:
-            devices.fault(node, ids[0], **STOPS)
-    for run in runs:
-        run.succeeded(240)

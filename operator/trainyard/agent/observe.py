@@ -52,6 +52,7 @@ class Observe:
         self._annotations: Mapping[str, str] = {}
         self._known: tuple[Device, ...] = ()
         self._known_resource = ""
+        self._remapped = False
         self._store: Store[Mapping[str, str]] = Store(_data)
         self._key = f"{_NAMESPACE}/mindx-dl-deviceinfo-{node}"
         self._pods_there: Store[PodWord] = Store(pod_word)
@@ -71,7 +72,7 @@ class Observe:
     def recall(self, spec: NodeDevicesSpec) -> None:
         """kubelet does not name ill devices: those that were there are."""
         if spec.backend == self.name:
-            self._known, self._known_resource = tuple(spec.devices), spec.resource
+            self._known, self._known_resource, self._remapped = tuple(spec.devices), spec.resource, spec.remapped
 
     async def readings(self) -> AsyncIterator[Reading | Unreadable]:
         """A look every few seconds, and whenever the ConfigMap or a pod says something new."""
@@ -109,18 +110,22 @@ class Observe:
 
     def _by_mindcluster(self, published: Published, kubelet: Devices) -> Reading:
         held = kubelet.held.get(published.resource, {})
-        holders = self._holders(held)
+        holders = self._holders(held, published.resource)
         ids = published.devices | set(held) | set(holders) | kubelet.allocatable.get(published.resource, frozenset())
         facts = self._facts(published.resource, ids, published)
         here = {device.id for device in facts.devices}
         return Reading(facts, {name: faults for name, faults in published.faults.items() if name in here},
                        holders=holders)
 
-    def _holders(self, held: Mapping[str, str]) -> dict[str, str]:
+    def _holders(self, held: Mapping[str, str], resource: str) -> dict[str, str]:
         """Pods by the devices that they really hold. In its Volcano mode MindCluster mounts other devices than kubelet
-        has chosen, and writes which into the pod."""
-        real = {pod: word.real for pod in set(held.values())
-                if (word := self._pods_there.get(pod)) is not None and word.real is not None}
+        has chosen, and writes which into the pod. No field says which mode it is in; the pods show it."""
+        words = {pod: word for pod in set(held.values()) if (word := self._pods_there.get(pod)) is not None}
+        real = {pod: word.real for pod, word in words.items() if word.real is not None}
+        if real:
+            self._remapped = any(
+                resource in words[pod].picked or names != {name for name, of in held.items() if of == pod}
+                for pod, names in real.items())
         holders = {name: pod for name, pod in held.items() if pod not in real}
         return holders | {name: pod for pod, names in real.items() for name in names}
 
@@ -180,7 +185,8 @@ class Observe:
         return Facts(resource, model, self._known, self._labels.get("node.kubernetes.io/npu.chip.name", "")[:63],
                      ascend.labelled(self._labels, "superpodid") or (published.super_pod if published else ""),
                      ascend.labelled(self._labels, "rackid"),
-                     ascend.labelled(self._labels, "serverid") or (published.server if published else ""))
+                     ascend.labelled(self._labels, "serverid") or (published.server if published else ""),
+                     remapped=self._remapped and published is not None)
 
     def _infos(self) -> dict[str, dict[str, str]]:
         """Addresses that MindCluster notes at the Node, as fields of Device by id; nothing if it notes nonsense."""

@@ -19,6 +19,7 @@ class PodWord:
 
     health: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # Healthy, Unhealthy, Unknown; resource, id
     real: frozenset[str] | None = None  # None: it says nothing, or nothing yet
+    picked: frozenset[str] = frozenset()  # resources of which a scheduler of MindCluster's has picked the devices
 
 
 def pod_word(raw: Object, old: PodWord | None = None) -> PodWord | None:
@@ -31,9 +32,11 @@ def pod_word(raw: Object, old: PodWord | None = None) -> PodWord | None:
         for kind in container.get("allocatedResourcesStatus") or ():
             for each in kind.get("resources") or ():
                 _note(told.setdefault(str(kind["name"]), {}), str(each["resourceID"]), str(each.get("health") or ""))
-    text = (raw["metadata"].get("annotations") or {}).get(_REAL)
+    annotations = raw["metadata"].get("annotations") or {}
+    text = annotations.get(_REAL)
     real = frozenset(re.split(r"[,\s]+", text.strip())) if text else None
-    return PodWord(told, real) if told or real else None
+    picked = frozenset(key for key in annotations if key.startswith("huawei.com/") and key != _REAL)
+    return PodWord(told, real, picked) if told or real else None
 
 
 def health(words: Iterable[PodWord]) -> dict[str, dict[str, str]]:

@@ -24,13 +24,14 @@ class Word:
 def spec(node: str, backend: BackendName, facts: Facts) -> NodeDevicesSpec:
     """The static facts."""
     return NodeDevicesSpec(node=node, resource=facts.resource, model=facts.model, chip=facts.chip, backend=backend,
-                           super_pod=facts.super_pod, rack=facts.rack, server=facts.server,
+                           super_pod=facts.super_pod, rack=facts.rack, server=facts.server, remapped=facts.remapped,
                            devices=list(facts.devices))
 
 
 def facts(spec: NodeDevicesSpec) -> Facts:
     """The same the other way round: what an agent before this one knew."""
-    return Facts(spec.resource, spec.model, tuple(spec.devices), spec.chip, spec.super_pod, spec.rack, spec.server)
+    return Facts(spec.resource, spec.model, tuple(spec.devices), spec.chip, spec.super_pod, spec.rack, spec.server,
+                 spec.remapped)
 
 
 def word(reading: Reading | Unreadable, backend: BackendName, unregistered: str, warning: Unreadable | None) -> Word:

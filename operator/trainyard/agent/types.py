@@ -23,6 +23,7 @@ class Facts:
     super_pod: str = ""
     rack: str = ""
     server: str = ""
+    remapped: bool = False  # pods get other devices than kubelet believes
 
 
 @dataclass(frozen=True, slots=True)

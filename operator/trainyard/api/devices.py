@@ -87,6 +87,9 @@ class NodeDevicesSpec(Lenient):
     """Rack that the node stands in; empty: not known."""
     server: Annotated[str, Field(max_length=63)] = ""
     """Number of the node in its super-pod or HCCL's server_id; empty: not known."""
+    remapped: bool = False
+    """MindCluster, in its Volcano mode, gives pods other devices than kubelet has chosen: only jobs with `placement:
+    Scheduler` may use them."""
     devices: Annotated[list[Device], Field(max_length=256)] = Field(default_factory=list)
     """All devices, by id."""
     orders: Annotated[list[Order], Field(max_length=256)] = Field(default_factory=list)

@@ -260,6 +260,8 @@ def _gains(before: NodeView, now: NodeView) -> bool:
         return before != now
     if before.devices.known != now.devices.known:
         return now.devices.known
+    if before.devices.elsewhere and not now.devices.elsewhere:
+        return True
     known = {device.id: device for device in before.devices.devices}
     return any(device.free and device != known.get(device.id) for device in now.devices.devices)
 

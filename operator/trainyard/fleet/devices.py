@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from trainyard.api.devices import Level, stops_work, takes_new_work
 from trainyard.placement.books import DevicesView, DeviceView
 
+ELSEWHERE = "MindCluster's own scheduler's to give out (such jobs need spec.placement: Scheduler)"
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -82,6 +84,7 @@ class Accelerators:
     backend: str = "observe"
     super_pod: str = ""
     rack: str = ""
+    remapped: bool = False  # pods get other devices than kubelet believes
     devices: tuple[Device, ...] = ()  # in the node's order
     orders: tuple[Order, ...] = ()
     ready: bool = False  # health was read just now
@@ -104,7 +107,8 @@ def devices_view(told: Accelerators, allocatable: Mapping[str, int], agent_ready
     trouble = _trouble(told, allocatable, agent_ready)
     return DevicesView(
         resource=told.resource, model=told.model, super_pod=told.super_pod, rack=told.rack, known=not trouble,
-        trouble=trouble, devices=tuple(_device_view(device) for device in told.devices))
+        trouble=trouble, elsewhere=ELSEWHERE if told.remapped else "",
+        devices=tuple(_device_view(device) for device in told.devices))
 
 
 def _trouble(told: Accelerators, allocatable: Mapping[str, int], agent_ready: bool | None) -> str:

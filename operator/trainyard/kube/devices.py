@@ -30,7 +30,7 @@ def accelerators(raw: Object, old: Accelerators | None = None) -> Accelerators:
         resource=intern(str(spec.get("resource") or "")),
         model=intern(str(spec.get("model") or "Other")), backend=intern(str(spec.get("backend") or "observe")),
         super_pod=intern(str(spec.get("superPod") or "")), rack=intern(str(spec.get("rack") or "")),
-        devices=devices, orders=orders,
+        remapped=bool(spec.get("remapped")), devices=devices, orders=orders,
         ready=ready.get("status") == "True", reason=intern(str(ready.get("reason") or "NotReported")),
         message=str(ready.get("message") or ""))
 

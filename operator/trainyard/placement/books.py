@@ -46,6 +46,7 @@ class DevicesView:
     rack: str = ""
     known: bool = True  # health was read just now; otherwise no new work goes here
     trouble: str = ""  # why not, in a few words
+    elsewhere: str = ""  # who else alone decides what goes here; no new work of ours does
     devices: tuple[DeviceView, ...] = ()  # by id, in the node's order
 
 

@@ -134,6 +134,8 @@ def _out(node: NodeView, gang: Gang) -> tuple[str, bool] | None:
     asked = gang.demand.requests.get(view.resource, 0) if view else 0
     if view is None or not asked:
         return None
+    if view.elsewhere:
+        return view.elsewhere, False
     if not view.known:
         return f"without word on the health of {view.resource}{f' ({view.trouble})' if view.trouble else ''}", True
     if not may_ask(view.model, asked):

@@ -37,7 +37,7 @@ def seats(
     asked = requests.get(view.resource, 0) if view else 0
     if not number or view is None or not asked:
         return Fit(number, number, in_ring=number)
-    if not view.known:
+    if not view.known or view.elsewhere:
         return Fit()
     found = fit(view, pods, asked, gaze)
     if found.sets <= number:

@@ -71,7 +71,7 @@ async def said(tmp_path: Path, *steps: Reading | Unreadable | Exception) -> list
     return found
 
 
-def with_devices(devices: Iterable[Device], **more: str) -> Reading:
+def with_devices(devices: Iterable[Device], **more: Any) -> Reading:
     return Reading(Facts("huawei.com/Ascend910", "910A", tuple(devices), **more))
 
 

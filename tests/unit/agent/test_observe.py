@@ -176,12 +176,33 @@ async def test_mindclusters_word_counts_and_its_annotation_says_who_holds_what(t
         assert found.holders == {"Ascend910-2": "ns/train-0", "Ascend910-3": "ns/train-0"}
         assert {name: [fault.code for fault in faults] for name, faults in found.faults.items()} == {
             "Ascend910-3": ["80E01801"]}
+        assert found.facts.remapped
         # A pod without the annotation holds what kubelet says.
         kubelet.held = {CARDS[0]: "ns/train-0", CARDS[1]: "ns/plain"}
         found_again = await backend.read()
         assert isinstance(found_again, Reading)
         assert found_again.holders == {
             "Ascend910-1": "ns/plain", "Ascend910-2": "ns/train-0", "Ascend910-3": "ns/train-0"}
+
+
+async def test_whether_mindcluster_gives_out_other_devices_shows_in_the_pods(tmp_path: Path) -> None:
+    api = Api(config(lists("Ascend910-0,Ascend910-1")) | pod("same", "Ascend910-0"))
+    kubelet = Kubelet(NPU, CARDS, {CARDS[0]: "ns/same"})
+    async with running(kubelet, tmp_path) as pods:
+        backend = observe(api, pods)
+        backend.recall(spec().model_copy(update={"remapped": True}))
+        assert not (await good(backend)).facts.remapped, "kubelet's own choice, and nobody else's"
+    picked = pod("picked", "Ascend910-0")
+    next(iter(picked.values()))["metadata"]["annotations"][NPU] = "Ascend910-0"
+    api = Api(config(lists("Ascend910-0,Ascend910-1")) | picked)
+    kubelet = Kubelet(NPU, CARDS, {CARDS[0]: "ns/picked"})
+    async with running(kubelet, tmp_path) as pods:
+        backend = observe(api, pods)
+        assert (await good(backend)).facts.remapped, "its scheduler has picked the device, though the same one"
+        kubelet.held = {}
+        again = await backend.read()
+        assert isinstance(again, Reading)
+        assert again.facts.remapped, "nobody says otherwise"
 
 
 async def test_an_altered_configmap_is_not_believed(tmp_path: Path) -> None:

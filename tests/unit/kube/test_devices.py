@@ -212,6 +212,22 @@ def test_an_agent_that_is_away(seen: Seen, gone: str) -> None:
     assert seen.after()[1], "jobs that wait look again"
 
 
+def test_where_mindcluster_gives_out_the_devices_nothing_is_placed_until_it_does_not(seen: Seen) -> None:
+    """Their health is known all the same."""
+    remapped = told(version=8)
+    remapped["spec"]["remapped"] = True
+    seen.cluster.devices.put(remapped)
+    view = seen.cluster.node_views["n1"].devices
+    assert view is not None
+    assert (view.known, "placement: Scheduler" in view.elsewhere) == (True, True)
+    seen.after()
+    seen.cluster.devices.put(told(version=9))
+    view = seen.cluster.node_views["n1"].devices
+    assert view is not None
+    assert not view.elsewhere
+    assert seen.after()[1], "jobs that wait look again"
+
+
 def test_the_successor_of_an_agents_pod_speaks_for_the_node(seen: Seen) -> None:
     seen.cluster.agents.put(agent(False))
     seen.cluster.agents.put(agent(True, name="agent-y"))

@@ -132,6 +132,10 @@ def test_places(case: str, cluster: Books, wanted: int, indices: Any, options: d
      "1 is without word on the health of huawei.com/Ascend910 (HealthUnreadable), "
      "1 lacks free huawei.com/Ascend910 (best: c with 2 of 8 free), "
      "1 lacks free huawei.com/Ascend910 that may be used together (best: a with 3+3 free)."),
+    ("another scheduler's", books(seated("a", elsewhere="another scheduler's"), seated("b", free=[1])), 8, 1, {},
+     "InsufficientResources",
+     "Needs 1 node with 8 huawei.com/Ascend910: none of the 2 nodes has it; 1 is another scheduler's, "
+     "1 lacks free huawei.com/Ascend910 that may be used together (best: b with 1+0 free)."),
     ("one of several models", books(seated("a"), seated("b", "910B-8", []), b=npus(8)), 3, 1, {},
      "InsufficientResources",
      "Needs room for 1 pod with 3 huawei.com/Ascend910: none of the 2 nodes has it; "
