@@ -75,6 +75,47 @@ def test_a_deleted_pod_is_moved_with_a_checkpoint(yard: Yard, namespace: str) ->
     assert saved == [starts[1][1]], "the step saved by Drain is the one it goes on from"
 
 
+def test_cordon_moves_nobody_a_drain_and_a_no_execute_taint_do_with_a_checkpoint(yard: Yard, namespace: str) -> None:
+    job, kubectl = yard.api.apply(counting("leaves", namespace, yard.trainer_image, nodes=2, steps=150)), (
+        yard.cluster.kubectl)
+
+    def node() -> str:
+        pod = job.pod(1)
+        assert pod is not None
+        return str(pod["spec"]["nodeName"])
+
+    def steps() -> None:
+        wait_kept(yard, job, wait_kept(yard, job, 0, rank=1) + 5, rank=1)
+
+    wait_kept(yard, job, 3)
+    cordoned = node()
+    kubectl("cordon", cordoned)
+    try:
+        steps()
+        assert incarnations(job) == {0: 1, 1: 1}
+        kubectl("drain", cordoned, "--force", "--ignore-daemonsets", "--delete-emptydir-data",
+                f"--pod-selector=trainyard.dev/job={job.name}")  # fmt: skip
+        steps()
+        assert node() != cordoned
+    finally:
+        kubectl("uncordon", cordoned)
+    tainted = node()
+    kubectl("taint", "node", tainted, "trainyard-test=leave:NoExecute")
+    try:
+        job.wait("another move", lambda status: status["world"]["generation"] >= 3)
+        steps()
+        assert node() != tainted
+    finally:
+        kubectl("taint", "node", tainted, "trainyard-test-")
+    status = job.wait_state("Succeeded")
+    assert status["restarts"]["counted"] == 0
+    assert {each["cause"] for each in status["recoveries"]} <= {"Moved"}
+    starts = [line.split()[1] for line in (yard.volume(namespace) / job.name / "starts-1").read_text().splitlines()]
+    saved = re.findall(r"rank 0 saved step (\d+)", job.logs(f"{job.name}-0-1"))
+    assert len(starts) == 3
+    assert saved == starts[1:], "each goes on from the step that was saved for it"
+
+
 def test_the_trainer_goes_on_from_its_checkpoint(yard: Yard, namespace: str) -> None:
     job = yard.api.apply(training("resumed", namespace, steps=40))
     job.wait("a checkpoint", lambda s: (s.get("checkpoint") or {}).get("durableStep", 0) >= 5, 240)
