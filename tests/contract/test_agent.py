@@ -182,6 +182,26 @@ async def test_what_was_never_valid_is_said_and_mended(site: Site, told: Told, k
     await until("it is served", lambda: told.ready() == ("True", "Serving"))
 
 
+async def test_an_invalid_fault_table_is_named_and_the_last_valid_one_stays(site: Site, told: Told, kubelet: Kubelet,
+                                                                            agents: ExitStack) -> None:
+    table = site.folder / "faults.yaml"
+    table.write_text("codes: {MINE: {level: SubHealthFault, text: ours}}")
+    agent = await start(agents, site)
+    site.describe(faults={"Ascend910-1": ["MINE"]})
+    await until("the table is used", lambda: told.device(1).get("level") == "SubHealthFault")
+    for text in ("codes: {MINE: {level: Terrible}}", "codes: [", "\x00\xff"):
+        table.write_text(text, encoding="latin-1")
+        await until("it is named", lambda: told.ready() == ("True", "InvalidFaultTable"))
+        assert (told.device(1)["level"], told.device(1)["text"]) == ("SubHealthFault", "ours")
+        assert (await asyncio.to_thread(agent.ready))[0] == 200
+    table.unlink()
+    await until("so is one that is gone", lambda: "No such file" in
+                told.body()["status"]["conditions"][0]["message"])
+    table.write_text("codes: {MINE: {level: NotHandleFault}}")
+    await until("it is mended", lambda: told.ready() == ("True", "Serving"))
+    await until("and used", lambda: told.device(1).get("level") == "NotHandleFault")
+
+
 async def test_without_devices_there_is_nothing_but_orders(admin: Rest, site: Site, told: Told, kubelet: Kubelet,
                                                            agents: ExitStack) -> None:
     await start(agents, site)

@@ -71,6 +71,7 @@ class Agent:
             tasks.create_task(self._know_node(), name="node")
             await self._remember()
             await self._ask_holders()
+            await self._table.look()  # before any reading: a fault that the cluster calls harmless must move nobody
             for name, part in (("readings", self._read()), ("holders", self._follow_holders()), ("tick", self._tick()),
                                ("plugin", self.plugin.run()), ("writer", self.writer.run())):
                 tasks.create_task(part, name=name)
