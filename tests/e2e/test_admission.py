@@ -38,12 +38,18 @@ def test_a_bad_template_is_refused_with_the_servers_words(yard: Yard, namespace:
     assert job.pods() == []
 
 
-def test_an_unschedulable_job_says_what_is_missing(yard: Yard, namespace: str) -> None:
-    job = yard.api.apply(
-        counting("no-device", namespace, yard.trainer_image, devices={"resource": "huawei.com/Ascend910", "perNode": 8})
-    )
+@pytest.mark.parametrize(("name", "spec", "reason", "words"), [
+    ("no-device", {"devices": {"resource": "huawei.com/Ascend910", "perNode": 8}}, "NoSuchDevice",
+     ["huawei.com/Ascend910", "there are no devices"]),
+    ("no-topology", {"topology": {"level": "superpod", "policy": "Required"}}, "NoSuchTopology",
+     ["one super-pod, which no node is in", "what there is: node"]),
+])
+def test_an_unschedulable_job_says_what_is_missing(
+        yard: Yard, namespace: str, name: str, spec: dict[str, Any], reason: str, words: list[str]) -> None:
+    job = yard.api.apply(counting(name, namespace, yard.trainer_image, **spec))
     job.wait("a reason", lambda s: job.condition("Scheduled", s).get("status") == "False", 30)
-    assert "huawei.com/Ascend910" in job.condition("Scheduled")["message"]
+    assert job.condition("Scheduled")["reason"] == reason
+    assert all(each in job.condition("Scheduled")["message"] for each in words), job.condition("Scheduled")
     assert job.pods() == []
 
 

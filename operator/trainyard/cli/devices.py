@@ -6,7 +6,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import re
+import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +20,8 @@ from trainyard.cli.errors import Refused
 from trainyard.kube.client import MERGE_PATCH, ApiError, Client, Object
 
 PATH = f"/apis/{GROUP}/{VERSION}/nodedevices"
-_TRIES = 5  # somebody else writes orders as well; so often in a row is no coincidence any more
+_PATIENCE_SECONDS = 30.0  # agent, operator and people write as well, and a script may give many orders at once
+_LONGEST_PAUSE = 1.0
 _REASON = 4096
 _SKEW = timedelta(minutes=10)  # by which clocks of a cluster may differ
 _HEAD = ("NODE", "DEVICE", "RING", "HEALTH", "SINCE", "FAULT", "LEVEL", "FAULTS/24H", "POD", "NOTE")
@@ -133,7 +136,8 @@ def _short(span: timedelta) -> str:
 
 async def order(arguments: argparse.Namespace, client: Client) -> int:
     """Write an order in the administrator's name, instead of what was ordered about the device before."""
-    for attempt in range(_TRIES):
+    begun, pause = time.monotonic(), 0.1
+    while True:
         found = await _node(client, arguments.node)
         device = _device(found, arguments.device)
         given = _order(arguments, device, _given_at(found, device, arguments.action, _now(client)))
@@ -143,8 +147,9 @@ async def order(arguments: argparse.Namespace, client: Client) -> int:
         try:
             await client.write("PATCH", f"{PATH}/{arguments.node}", patch, content_type=MERGE_PATCH)
         except ApiError as error:
-            if error.conflict and attempt + 1 < _TRIES:
-                await asyncio.sleep(0.1 * 2**attempt)  # the agent or the operator wrote in between: look again
+            if error.conflict and time.monotonic() - begun < _PATIENCE_SECONDS:
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # somebody wrote in between: look again
+                pause = min(pause * 2, _LONGEST_PAUSE)
                 continue
             if error.status == 403:
                 raise Refused(f"you may not give orders about devices: {error.message}. It takes the ClusterRole "
@@ -152,7 +157,6 @@ async def order(arguments: argparse.Namespace, client: Client) -> int:
             raise
         print(_answer(found, given))
         return 0
-    raise AssertionError("the last try returns or raises")
 
 
 def _now(client: Client) -> datetime:
