@@ -50,12 +50,13 @@ def foreign(yard: Yard) -> Iterator[Foreign]:
 
 @pytest.fixture(scope="module")
 def devices(yard: Yard, driver: NpuSmi, foreign: Foreign) -> Iterator[Devices]:
-    """Agents on the nodes that have the label."""
+    """Agents on the nodes that have the label, who know of no faults before."""
     made = Devices(yard)
+    yard.install()
+    yard.cluster.kubectl("delete", "nodedevices", "--all")
     yield made
     yard.install()
-    for node in (OURS, THEIRS):
-        yard.cluster.kubectl("delete", "nodedevices", node, "--ignore-not-found")
+    yard.cluster.kubectl("delete", "nodedevices", "--all")
 
 
 def _install(yard: Yard, driver: NpuSmi, backend: str) -> None:

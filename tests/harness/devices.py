@@ -95,7 +95,8 @@ class Devices:
         began = time.monotonic()
         while not holds():
             if time.monotonic() - began > seconds:
-                seen = {name: (self.get(name) or {}).get("status") for name in self.nodes}
+                found = self.yard.api.custom.list_cluster_custom_object(GROUP, VERSION, "nodedevices")["items"]
+                seen = {each["metadata"]["name"]: [each["spec"].get("orders"), each.get("status")] for each in found}
                 raise Timeout(f"not within {seconds:.0f} s: {what}; NodeDevices: {json.dumps(seen)[:4000]}")
             time.sleep(0.1)
         return time.monotonic() - began
