@@ -259,25 +259,3 @@ def _another(devices: Devices, node: str, old: str) -> bool:
     except Timeout:
         return False
     return agent["metadata"]["name"] != old and _ready(agent)
-
-
-_OBSERVE = """
-import asyncio, json, pathlib
-from trainyard.agent.observe import Observe
-from trainyard.agent.podresources import PodResources
-from trainyard.api.devices import NodeDevicesSpec
-spec = NodeDevicesSpec.model_validate(json.loads({spec!r}))
-pods = PodResources(pathlib.Path("/var/lib/kubelet/pod-resources/kubelet.sock"))
-backend = Observe(None, spec.node, pods, spec.resource)
-backend.recall(spec.model_copy(update={{"backend": "observe"}}))
-found = asyncio.run(backend.read())
-print(json.dumps({{"devices": len(found.facts.devices), "faults": {{k: v[0].code for k, v in found.faults.items()}}}}))
-"""
-
-
-def test_an_observer_sees_through_kubelet_what_another_plugin_says(devices: Devices) -> None:
-    devices.fault(NPU, "Ascend910-2")
-    devices.wait("kubelet counts it out", lambda: devices.allocatable(NPU) == 7)
-    spec = json.dumps((devices.get(NPU) or {})["spec"])
-    assert json.loads(devices.in_agent(NPU, _OBSERVE.format(spec=spec))) == {
-        "devices": 8, "faults": {"Ascend910-2": "NotAllocatable"}}
