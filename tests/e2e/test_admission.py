@@ -39,8 +39,8 @@ def test_a_bad_template_is_refused_with_the_servers_words(yard: Yard, namespace:
 
 
 @pytest.mark.parametrize(("name", "spec", "reason", "words"), [
-    ("no-device", {"devices": {"resource": "huawei.com/Ascend910", "perNode": 8}}, "NoSuchDevice",
-     ["huawei.com/Ascend910", "there are no devices"]),
+    ("no-device", {"devices": {"resource": "example.com/npu", "perNode": 8}}, "NoSuchDevice",
+     ["example.com/npu, which no node has"]),
     ("no-topology", {"topology": {"level": "superpod", "policy": "Required"}}, "NoSuchTopology",
      ["one super-pod, which no node is in", "what there is: node"]),
 ])
