@@ -13,6 +13,7 @@ from cluster.builtin import addresses, cgroups, configs, control, node
 from cluster.builtin.addresses import NodePlan, node_number
 from cluster.builtin.control import ControlPlane
 from cluster.builtin.node import Node
+from cluster.builtin.watches import require_watches
 from cluster.errors import ClusterError
 from cluster.images.layout import Layout, pause_image
 from cluster.launch import run
@@ -44,6 +45,7 @@ def create(name: str, nodes: int, progress: Progress) -> State:
 
 
 def _create(name: str, nodes: int, programs: Path, progress: Progress) -> State:
+    require_watches(nodes)
     plans = [NodePlan(number) for number in range(1, nodes + 1)]
     folder = cluster_dir(name)
     state = State(
