@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 
@@ -19,7 +21,8 @@ from trainyard.plan.types import Action, Admit, CreatePod, DeleteJob, DeletePod,
 
 log = logging.getLogger(__name__)
 
-_FEWEST, _MOST, _EACH = 16, 64, 8  # requests at a time for the pods of one job; pods a connection, which has to be made
+_FEWEST, _FIRST, _MOST = 4, 16, 64  # requests at a time for the pods of one job
+_QUICK, _SLOW = 0.5, 1.0  # s until the answer
 # The trial at admission was decoded strictly; doing it again costs the API server a third of the decoding.
 _AS_TRIED = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Ignore"}
 _SIDE_BY_SIDE = (CreatePod, DeletePod)
@@ -185,16 +188,36 @@ def planned_pods(job: JobView, actions: Sequence[Action]) -> dict[str, str]:
 
 
 async def _side_by_side(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """All of them, a few at a time; then raises the gravest of what went wrong."""
-    gate = asyncio.Semaphore(max(_FEWEST, min(_MOST, len(jobs) // _EACH)))
-
-    async def one(job: Callable[[], Awaitable[None]]) -> None:
-        async with gate:
-            await job()
-
-    results = await asyncio.gather(*(one(job) for job in jobs), return_exceptions=True)
-    failed = [result for result in results if isinstance(result, BaseException)]
+    """All of them, as many at a time as the API server answers quickly; then raises the gravest of what went wrong. The
+    lease is renewed at the same server: requests that pile up there would cost it."""
+    waiting, flying, failed, width = deque(jobs), set[asyncio.Task[float]](), list[BaseException](), _FIRST
+    try:
+        while waiting or flying:
+            while waiting and len(flying) < width:
+                flying.add(asyncio.create_task(_seconds(waiting.popleft())))
+            done, flying = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if error := task.exception():
+                    failed.append(error)
+                width = _width(width, float("inf") if error else task.result())
+            if any(isinstance(error, NotLeading) for error in failed):
+                waiting.clear()
+    finally:  # cancelled: whoever leads next must find nothing of this under way
+        for task in flying:
+            task.cancel()
+        await asyncio.gather(*flying, return_exceptions=True)
     for kind in (NotLeading, ApiError, NameInUse, Conflict, BaseException):
         for error in failed:
             if isinstance(error, kind):
                 raise error
+
+
+async def _seconds(job: Callable[[], Awaitable[None]]) -> float:
+    begun = time.monotonic()
+    await job()
+    return time.monotonic() - begun
+
+
+def _width(width: int, seconds: float) -> int:
+    """How many may be under way after one was answered within `seconds`: twice as many a round while that is quick."""
+    return min(width + 1, _MOST) if seconds < _QUICK else max(width - 1, _FEWEST) if seconds > _SLOW else width

@@ -21,7 +21,7 @@ from trainyard.controller.queue import Conflict, NotYet, WorkQueue
 from trainyard.controller.reconcile import Reconciler
 from trainyard.controller.snapshot import Memory, take
 from trainyard.controller.waiting import Waitlist
-from trainyard.kube.client import ApiError, Client, Object
+from trainyard.kube.client import ApiError, Client, NotLeading, Object
 from trainyard.plan.types import Admit, CreatePod, DeletePod, Emit, Plan, PutWorld, Settings, Snapshot
 
 JOB = f"{OURS}/namespaces/a/trainingjobs/j"
@@ -374,16 +374,55 @@ async def test_what_belongs_to_a_job_is_tried_as_a_whole_and_the_first_error_tel
     assert "no rolebindings here" in refusal.message
 
 
-@pytest.mark.parametrize(("count", "most"), [(3, 3), (100, 16), (300, 37), (2000, 64)])
-async def test_a_gang_is_made_side_by_side_but_not_all_at_once(count: int, most: int) -> None:
-    there = peak = 0
+@pytest.mark.parametrize(("count", "seconds", "most"), [
+    (3, 0.0, 3), (20, 0.0, 16), (40, 0.0, 40 - 16), (2000, 0.0, 64), (2000, 0.7, 16), (500, 2.0, 16)])
+async def test_a_gang_is_made_by_as_many_requests_as_are_answered_quickly(
+        count: int, seconds: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak: 16 at first, one more for each quick answer (of 40 pods 24 are left when 8 have been answered)."""
+    begun = there = peak = 0
+    clock = 0.0
+    monkeypatch.setattr(apply.time, "monotonic", lambda: clock)
 
     async def make() -> None:
-        nonlocal there, peak
-        there += 1
+        nonlocal begun, there, peak, clock
+        begun, there = begun + 1, there + 1
         peak = max(peak, there)
         await asyncio.sleep(0)
+        clock += seconds  # of all that are under way; none is answered sooner
         there -= 1
 
     await apply._side_by_side([make] * count)
+    assert begun == count
     assert peak == most
+
+
+def test_the_number_of_requests_follows_the_answers() -> None:
+    assert [apply._width(width, 0.1) for width in (4, 16, 63, 64)] == [5, 17, 64, 64]
+    assert [apply._width(width, 0.7) for width in (4, 64)] == [4, 64]
+    assert [apply._width(width, float("inf")) for width in (4, 5, 64)] == [4, 4, 63]
+
+
+async def test_creation_ends_with_the_lease_and_leaves_nothing_under_way_when_cancelled() -> None:
+    begun: list[int] = []
+
+    async def lost() -> None:
+        begun.append(1)
+        raise NotLeading("gone")
+
+    with pytest.raises(NotLeading):
+        await apply._side_by_side([lost] * 1000)
+    assert len(begun) == 16
+    ended: list[int] = []
+
+    async def long() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(1)
+
+    task = asyncio.create_task(apply._side_by_side([long] * 20))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(ended) == 16
