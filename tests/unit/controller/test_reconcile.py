@@ -381,7 +381,7 @@ async def test_a_gang_is_made_by_as_many_requests_as_are_answered_quickly(
     """The peak: 16 at first, one more for each quick answer (of 40 pods 24 are left when 8 have been answered)."""
     begun = there = peak = 0
     clock = 0.0
-    monkeypatch.setattr(apply.time, "monotonic", lambda: clock)
+    monkeypatch.setattr("trainyard.controller.apply.time.monotonic", lambda: clock)
 
     async def make() -> None:
         nonlocal begun, there, peak, clock
