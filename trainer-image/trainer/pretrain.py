@@ -21,6 +21,7 @@ from trainer.errors import ConfigError, Drained, describe
 from trainer.loop import Loop
 from trainer.model import build, shape, weights
 from trainer.optimizer import AdamW
+from trainer.parallel import compiled
 from trainer.parallel import layout as layouts
 from trainer.parallel.apply import parallelize
 from trainer.parallel.layout import Layout
@@ -131,6 +132,11 @@ def parallel_model(config: TrainConfig, gang: Gang, layout: Layout, fields: dict
     nothing of meaning yet: a checkpoint or first_weights() fills them."""
     complete = build.complete(fields)
     mesh = Mesh(layout, gang.device, gang.rank)
-    model = parallelize(lambda: build.on_meta(complete), mesh, precision, config.activation_checkpointing)
+    why_not = compiled.problem(gang.device, layout, fields["model_type"],
+                               config.activation_checkpointing) if config.compile else None
+    if why_not is not None:
+        say(gang, f"warning: train.compile: {why_not}")
+    model = parallelize(lambda: build.on_meta(complete), mesh, precision, config.activation_checkpointing,
+                        config.compile and why_not is None)
     build.give_storage(model, gang.device)
     return model

@@ -203,6 +203,10 @@ class TrainConfig(Model):
     """What the backward pass computes again to save memory. full: all of a block but its input, about a third more
     computation. selective: norms, activations and other cheap operators; products of matrices, attention and what
     crosses the network are kept. Left out, it is chosen with the layout: as little as makes it fit."""
+    compile: bool = False
+    """Compile the model block by block with torch.compile: the first step takes minutes more. For dense models without
+    tensor or context parallelism and without selective checkpointing; on a CPU the image needs a C++ compiler. Where
+    it cannot be done a warning says so and training goes on without."""
     evaluate: EvaluateConfig | None = None
     """Validation during training; absent means none."""
     profile: ProfileConfig | None = None

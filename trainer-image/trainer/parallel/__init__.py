@@ -8,6 +8,7 @@
     attention.py  the attention that transformers' models are given
     recompute.py  activation checkpointing
     experts.py    the experts of a mixture, shared out; and the loss that keeps them evenly busy
+    compiled.py   torch.compile block by block
     single.py     a rank that shares its parameters with nobody
     shard.py      FSDP2 and how gradients are accumulated under it
     pipeline.py   stages, their split and schedules

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trainer.parallel import experts, loss, pipeline, recompute, shard, tensor
+from trainer.parallel import compiled, experts, loss, pipeline, recompute, shard, tensor
 from trainer.parallel.mesh import Mesh
 from trainer.parallel.model import ParallelModel
 from trainer.precision import Precision
 
 
-def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, checkpointing: str) -> ParallelModel:
+def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, checkpointing: str,
+                compiles: bool = False) -> ParallelModel:
     """A transformers model spread over the ranks. `build` makes it on the meta device (once for every stage that this
     rank has); nothing has storage yet.
 
@@ -35,5 +36,7 @@ def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, chec
         if mesh.expert is not None:
             experts.apply(model, mesh.expert)
         recompute.apply(model, checkpointing)
+        if compiles:
+            compiled.apply(model)
         shard.apply(model, mesh, precision)
     return parallel
