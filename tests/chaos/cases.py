@@ -80,7 +80,7 @@ CASES = (
     Case("13", "SIGKILL of a rank, then of the leading operator", faults.kill_rank_and_operator, ("RankFailed",),
          counted=1),
     Case("14", "SIGKILL of a rank while the API server is away for 30 s", nodes.kill_rank_without_api, ("RankFailed",),
-         told=False, total=0, aim=3.0, beyond="1", steps=LONG, check=nodes.api_stays_away),
+         told=False, total=0, aim=3.0, beyond="1", steps=LONG, check=nodes.told_without_api),
     Case("15", "two of three nodes cut from the network at once", nodes.cut(2), LOST_NODE, lost=3 * EVERY,
          pods=2, nodes=3),
     Case("16", "a fault every minute: rank, rank 0, pod", faults.in_turn(

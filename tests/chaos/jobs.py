@@ -14,7 +14,7 @@ CHECKPOINT = {"volume": VOLUME, "every": EVERY, "memory": {"every": 1, "copyEver
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
-def train(steps: int) -> Object:
+def train(steps: int, nodes: int) -> Object:
     """spec.train. The learning rate does not depend on `steps`, so that a longer run begins like a shorter one."""
     return {
         "model": {
@@ -29,6 +29,8 @@ def train(steps: int) -> Object:
         "steps": steps,
         "batchSize": 6,
         "export": False,
+        "precision": "fp32",
+        "parallel": {"shard": nodes},
         "optimizer": {"learningRate": 0.001, "minLearningRate": 0.001, "warmupSteps": 10},
     }  # fmt: skip
 
@@ -48,7 +50,7 @@ def manifest(name: str, namespace: str, steps: int, nodes: int, environment: dic
         "spec": {
             "numNodes": nodes,
             "numProcPerNode": 1,
-            "train": train(steps),
+            "train": train(steps, nodes),
             "template": {"spec": {"containers": [container], "volumes": [{"name": "shared", **VOLUME}]}},
             **spec,
             "checkpoint": {**spec.get("checkpoint", CHECKPOINT), "subPath": name},

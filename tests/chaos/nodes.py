@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from cluster.builtin.addresses import CONTROL_PLANE_PORT
 from e2e.device_jobs import made_new, whole
+from urllib3.exceptions import HTTPError
 
 from chaos import processes
 from chaos.faults import Fault, leader
@@ -82,6 +83,21 @@ def kill_rank_without_api(scene: Scene) -> float:
 def api_stays_away(scene: Scene) -> None:
     """It comes back half a minute later; meanwhile training goes on."""
     goes_on(AWAY)(scene)
+
+
+def told_without_api(scene: Scene) -> None:
+    """Once it is back, an Event tells what was done without it."""
+    api_stays_away(scene)
+    scene.undo.close()
+    said = "RestartedWithoutApi"
+
+    def told() -> bool:
+        try:
+            return any(event["reason"] == said for event in scene.job.events())
+        except HTTPError:  # it is only just back
+            return False
+
+    scene.wait(f"event {said}", told, 60)
 
 
 def drain(scene: Scene) -> float:

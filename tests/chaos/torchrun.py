@@ -34,7 +34,7 @@ class Torchrun:
     def start(self) -> None:
         """Create it and wait for its first steps."""
         self.yard.api.core.create_namespaced_config_map(self.namespace, {
-            "metadata": {"name": NAME}, "data": {"train.json": json.dumps(train(STEPS))}})
+            "metadata": {"name": NAME}, "data": {"train.json": json.dumps(train(STEPS, self.nodes))}})
         self.yard.api.core.create_namespaced_service(self.namespace, {
             "metadata": {"name": NAME},
             "spec": {"clusterIP": "None", "selector": {"app": NAME}, "publishNotReadyAddresses": True}})

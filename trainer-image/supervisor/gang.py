@@ -199,6 +199,11 @@ class Gang:
         first = self._places.get(self.world.holder(0))
         return first.status.step if first is not None and first.status else None
 
+    def failed(self) -> List[int]:
+        """Indices of members whose ranks have failed in this run."""
+        return sorted(index for index, place in self._places.items() if place.status is not None
+                      and place.status.run == self.run and place.status.state == "failed")
+
     def can_attempt(self) -> bool:
         """A member failed, and all are connected and in this very run."""
         if not self._counts[(self.run, "failed")] or self.run[1] >= self.world.local_attempts:

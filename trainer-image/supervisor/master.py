@@ -168,7 +168,11 @@ class Master(Machine):
     def _local(self) -> None:
         gang = self.gang
         if gang is not None and self.world is not None and not self.api and gang.can_attempt():
-            self._log("a rank failed and the API cannot be reached: the same members start again")
+            failed = ", ".join(map(str, gang.failed()))
             gang.next_attempt()
+            text = (f"ranks of index {failed} failed while the API could not be reached: the same members start again, "
+                    f"as {e.named(gang.run)}")
+            self._log(text)
+            self._report.warn("RestartedWithoutApi", text, self._wall)
             self._do(e.PrepareStore(gang.run))
             self._tell_all()

@@ -76,6 +76,10 @@ class Report:
         self._hang = {"since": timestamp(wall - seen.silent), "phase": seen.phase, "step": seen.step,
                       "reason": seen.reason[:REASON], "text": seen.text[:TEXT], "positions": positions}
 
+    def warn(self, reason: str, message: str, wall: float) -> None:
+        """Something that a user should know, told with the next word; the newest few are kept."""
+        self._warnings = [*self._warnings, {"reason": reason, "message": message, "at": timestamp(wall)}][-WARNINGS:]
+
     def newest_step(self) -> Optional[int]:
         """The step that rank 0's ranks saved last, as far as they said."""
         if self._progress is None:
@@ -89,8 +93,7 @@ class Report:
         known = [(warning["reason"], warning["message"]) for warning in self._warnings]
         for reason, message in warnings:
             if (reason, message) not in known:
-                self._warnings.append({"reason": reason, "message": message, "at": timestamp(wall)})
-        self._warnings = self._warnings[-WARNINGS:]
+                self.warn(reason, message, wall)
         new = dict(progress, at=timestamp(wall))
         if self._start is None:
             self._start = new["step"]

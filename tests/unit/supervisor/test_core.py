@@ -568,6 +568,10 @@ def test_without_the_api_the_same_members_start_again_after_3_s() -> None:
     pod.on(e.GangSeen(e.GangState(1, 1)))
     assert reports(joins(pod, 0, run=(1, 1))) == ["Formed"]
     assert last_report(pod)["attempt"] == 1
+    (warning,) = last_report(pod)["warnings"]
+    assert warning["reason"] == "RestartedWithoutApi"
+    assert "index 1 failed" in warning["message"]
+    assert "1.1" in warning["message"]
 
 
 @pytest.mark.parametrize("event", [e.ApiBack(), e.MemberGone(1),
