@@ -12,7 +12,7 @@ from cluster import Cluster, remove
 from harness.installation import Yard
 
 from chaos import page
-from chaos.driver import Driver, select
+from chaos.driver import SETTLE, Driver, select
 from chaos.scene import BUILT_IN
 
 NODES = 3
@@ -24,6 +24,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cases", default="", help="such as 1,2,3b (default: all)")
     parser.add_argument("--times", type=int, default=5, help="faults a case (default: 5)")
     parser.add_argument("--torchrun", type=int, default=3, help="faults a case under torchrun (default: 3; 0: none)")
+    parser.add_argument("--settle", type=int, default=SETTLE,
+                        help=f"finished steps between a recovery and the next fault, at least 4 (default: {SETTLE})")
     parser.add_argument("--no-page", action="store_true", help="leave docs/recovery.md as it is")
     parser.add_argument("--cluster", default="", help="use and keep the cluster of this name (default: one of its own)")
     given = parser.parse_args(arguments)
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> int:
         namespace = yard.api.namespace(f"chaos-{int(time.time()) % 100_000}")
         try:
             yard.make_volume(namespace)
-            results = Driver(yard, namespace).run(cases, given.times, given.torchrun)
+            results = Driver(yard, namespace, given.settle).run(cases, given.times, given.torchrun)
         finally:
             yard.remove_namespace(namespace)
     finally:

@@ -18,7 +18,6 @@ from chaos.scene import Scene
 from chaos.torchrun import Torchrun
 
 LOST_NODE = ("PeerLost", "NodeLost", "PodLost")
-LONG = 400  # steps a fault, where it lasts half a minute
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ class Case:
     beyond: str = ""  # the aim is so much more than the median of this case
     nodes: int = 2
     spares: int = 0
-    steps: int = 30  # that the job takes a fault, at least
+    steps: int = 0  # that the job takes a fault, beside those in which it settles
+    seconds: float = 0.0  # that a fault lasts while steps go on
     spec: Mapping[str, Any] = field(default_factory=dict)
     environment: Callable[[int], Mapping[str, str]] | None = None  # of the ranks, by the number of faults
     check: Callable[[Scene], None] | None = None  # once training goes on
@@ -64,7 +64,7 @@ CASES = (
     Case("5", "a node cut from the network, with a spare", nodes.cut(1), LOST_NODE, lost=1, pods=1, aim=6.0,
          spares=1),
     Case("5b", "a node cut from the network, no spare", nodes.cut(1), LOST_NODE, lost=1, pods=1, aim=15.0),
-    Case("6", "a node's kubelet dead for 20 s", nodes.kill_kubelet, (), total=0, steps=LONG, check=nodes.goes_on(20)),
+    Case("6", "a node's kubelet dead for 20 s", nodes.kill_kubelet, (), total=0, seconds=20, check=nodes.goes_on(20)),
     Case("7", "an NPU in use becomes unhealthy (simulated)", nodes.device_fault, ("DeviceFault",), lost=1, pods=1,
          devices=True, spec={"devices": {"resource": RESOURCE, "perNode": 1}}),
     Case("8", "a rank killed for want of memory", memory.run_out(False), ("RankFailed",), counted=1),
@@ -73,14 +73,14 @@ CASES = (
          check=memory.older_was_used),
     Case("9b", "a bit flipped in memory", memory.flip_in_memory, ("RankFailed",), counted=1,
          check=memory.memory_was_used),
-    Case("10", "the checkpoint's disk full for a while", disk.fill, (), total=0, steps=4 * EVERY, small_disk=True,
+    Case("10", "the checkpoint's disk full for a while", disk.fill, (), total=0, steps=2 * EVERY, small_disk=True,
          check=disk.saved_again, spec={"checkpoint": {**CHECKPOINT, "volume": {"hostPath": {"path": disk.PATH}}}}),
     Case("11", "NaN in the gradients of a rank, once", faults.wait_for_nan, (), total=0, within=20,
-         environment=faults.nan_every, steps=faults.NAN_EVERY),
+         environment=faults.nan_every),
     Case("13", "SIGKILL of a rank, then of the leading operator", faults.kill_rank_and_operator, ("RankFailed",),
          counted=1),
     Case("14", "SIGKILL of a rank while the API server is away for 30 s", nodes.kill_rank_without_api, ("RankFailed",),
-         told=False, total=0, aim=3.0, beyond="1", steps=LONG, check=nodes.told_without_api),
+         told=False, total=0, aim=3.0, beyond="1", seconds=nodes.AWAY, check=nodes.told_without_api),
     Case("15", "two of three nodes cut from the network at once", nodes.cut(2), LOST_NODE, lost=3 * EVERY,
          pods=2, nodes=3),
     Case("16", "a fault every minute: rank, rank 0, pod", faults.in_turn(
@@ -89,6 +89,6 @@ CASES = (
     Case("17", "kubectl drain of a member's node", nodes.drain, ("Moved",), total=0, pods=1),
     Case("18", "the spare lost, then a worker", faults.delete_spare_and_pod, ("PodLost",), lost=1, pods=2,
          spares=1),
-    Case("19", "all kubelets cut from the API server for 20 s", nodes.cut_kubelets, (), total=0, steps=LONG,
+    Case("19", "all kubelets cut from the API server for 20 s", nodes.cut_kubelets, (), total=0, seconds=20,
          check=nodes.goes_on(20)),
 )  # fmt: skip

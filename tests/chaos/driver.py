@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +24,7 @@ from chaos.results import Recovered, Result
 from chaos.scene import Scene
 from chaos.torchrun import Torchrun
 
-SETTLE = 8  # finished steps of a start before the next fault
+SETTLE = 8  # finished steps of a start before the next fault; a job takes three times as many a fault
 START_SECONDS = 240  # a job may take to its first steps
 STEP_SECONDS = 5.0  # a step may take, on a machine that is not ours alone
 SAME = 0.3  # s that status may be off
@@ -34,9 +35,10 @@ BESIDE_SECONDS = 60.0  # that torchrun gets for a recovery
 class Driver:
     """One namespace of a cluster for all cases."""
 
-    def __init__(self, yard: Yard, namespace: str) -> None:
-        self.yard, self.namespace = yard, namespace
+    def __init__(self, yard: Yard, namespace: str, settle: int = SETTLE) -> None:
+        self.yard, self.namespace, self.settle = yard, namespace, settle
         self._undisturbed: dict[int, dict[int, str]] = {}  # losses by step, by nodes
+        self._pace: dict[int, float] = {}  # s a step, by nodes
         self._devices: Devices | None = None
 
     def run(self, cases: list[Case], times: int, beside_times: int) -> list[Result]:
@@ -67,9 +69,12 @@ class Driver:
             yield
             self._devices = None
 
-    @staticmethod
-    def _steps(case: Case, times: int) -> int:
-        return case.steps * times + 2 * SETTLE
+    def _steps(self, case: Case, times: int) -> int:
+        return (3 * self.settle + case.steps) * times + 2 * self.settle
+
+    def _steps_while_it_lasts(self, case: Case, times: int) -> int:
+        """Beyond those; with what the undisturbed run may not be compared, which would take as long."""
+        return math.ceil(1.3 * times * case.seconds / self._pace[case.nodes])
 
     def _journal(self, prefix: str) -> Journal:
         cluster = self.yard.cluster
@@ -88,7 +93,8 @@ class Driver:
         self._delete(job)
         if sorted(losses) != list(range(1, steps + 1)):
             raise Timeout(f"the undisturbed run should have told of {steps} steps, found {len(losses)}")
-        pace = (read[-1].at - read[SETTLE].at) / (steps - 1 - SETTLE)
+        pace = (read[-1].at - read[self.settle].at) / (steps - 1 - self.settle)
+        self._pace[nodes] = pace
         print(f"undisturbed, {nodes} nodes: {steps} steps, {pace:.3f} s each, {time.monotonic() - began:.0f} s in all",
               flush=True)
         return losses
@@ -110,7 +116,7 @@ class Driver:
 
     def _job(self, case: Case, name: str, times: int, result: Result) -> None:
         """Faults on one job until all are done, or it has no steps left for more."""
-        steps = STORM_STEPS if case.every else self._steps(case, times)
+        steps = STORM_STEPS if case.every else self._steps(case, times) + self._steps_while_it_lasts(case, times)
         environment = dict(case.environment(times)) if case.environment else None
         made = manifest(name, self.namespace, steps, case.nodes, environment, spareNodes=case.spares, **case.spec)
         small = SmallDisk(self.yard.cluster) if case.small_disk else contextlib.nullcontext()
@@ -161,9 +167,9 @@ class Driver:
         def whole() -> bool:
             read, starts = journal.read()
             fresh = [step for step in read if step.start == len(starts)]
-            if journal.step > steps - SETTLE:
+            if journal.step > steps - self.settle:
                 return True
-            if len(fresh) < SETTLE or len(scene.spares()) < case.spares:
+            if len(fresh) < self.settle or len(scene.spares()) < case.spares:
                 return False
             status = job.status()
             return bool((status.get("checkpoint") or {}).get("memoryStep")) and status["state"] == "Running"
@@ -171,7 +177,7 @@ class Driver:
         scene.wait("settled job", whole, START_SECONDS)
         scene.wait("operator", lambda: len([pod for pod in self.yard.operator_pods() if _ready(pod)]) == 2, 60)
         scene.wait("nodes", lambda: all(map(_usable, self.yard.api.core.list_node().items)), 60)
-        return journal.step <= steps - SETTLE
+        return journal.step <= steps - self.settle
 
     def _fault(self, case: Case, scene: Scene) -> Recovered:
         before = scene.job.status()
@@ -267,8 +273,7 @@ class Driver:
         finally:
             other.remove()
 
-    @staticmethod
-    def _beside_once(case: Case, other: Torchrun) -> Recovered:
+    def _beside_once(self, case: Case, other: Torchrun) -> Recovered:
         assert case.beside is not None
         journal = other.journal
 
@@ -276,7 +281,7 @@ class Driver:
             read, starts = journal.read()
             return sum(step.start == len(starts) for step in read)
 
-        _until("torchrun's steps", lambda: fresh() >= SETTLE, START_SECONDS, journal)
+        _until("torchrun's steps", lambda: fresh() >= self.settle, START_SECONDS, journal)
         at = case.beside(other)
         _until("a step of torchrun after the fault", lambda: journal.next_step(at, True), BESIDE_SECONDS, journal)
         step = journal.next_step(at, True)

@@ -12,7 +12,7 @@ from chaos import processes
 from chaos.scene import Scene
 
 Fault = Callable[[Scene], float]
-NAN_EVERY = 30  # steps
+NAN_EVERY = 12  # steps; less than a job takes a fault
 OPERATOR_DIES_AFTER = (0.0, 0.02, 0.05, 0.1, 0.2)  # s from the rank's end, by the number of the fault
 SPARE_FIRST = 0.2  # s that the spare is lost before the worker
 
