@@ -79,8 +79,8 @@ bench-train: ## the trainer against its ceiling, Hugging Face Trainer and Accele
 	@$(venv) exec python -m speed $(PARTS)
 
 .PHONY: bench-planner
-bench-planner: ## the planner's memory estimates against real runs: the table of docs/planner.md
-	@$(venv) exec python -m planner.memory
+bench-planner: ## the planner against real runs: memory, and whether its first choice is the fastest; docs/planner.md
+	@$(venv) python -m planner.memory; exec python -m planner.seconds
 
 .PHONY: generate
 generate: ## write the CRDs, the chart's copy and the API reference from the types, and the agent's gRPC stubs
