@@ -46,7 +46,7 @@ def answers(found: Sequence[Place], count: int) -> Iterator[dict[str, int]]:
             yield {place.node: load for place, load in zip(found, loads, strict=True) if load}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(gangs())
 def test_nothing_is_cheaper(gang: tuple[Sequence[Place], int, Counter[str], Counter[Domains]]) -> None:
     found, count, taken, near = gang
@@ -58,7 +58,7 @@ def test_nothing_is_cheaper(gang: tuple[Sequence[Place], int, Counter[str], Coun
         assert of_loads(found, loads, count, taken, near) == min(prices)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(gangs())
 def test_a_cluster_too_large_for_that_is_filled_from_the_largest_domain(
     gang: tuple[Sequence[Place], int, Counter[str], Counter[Domains]],
