@@ -57,8 +57,8 @@ def test_the_agent_is_away(yard: Yard, devices: Devices, namespace: str) -> None
         devices.wait("the node says so", lambda: _condition(yard, ONE)[0] == "Unknown")
         noticed = time.monotonic() - began
         devices.wait("kubelet offers none", lambda: devices.allocatable(ONE) == 0)
-        print(f"agent away: its pod was deleted and the node's condition Unknown after {noticed:.1f} s, allocatable 0 "
-              f"after {time.monotonic() - began:.1f} s")
+        print(f"agent deleted: the node's condition is Unknown after {noticed:.1f} s, allocatable 0 after "
+              f"{time.monotonic() - began:.1f} s")
         new = Run(yard, devices, namespace, "new", nodes=1, per_node=2, steps=5)
         starts.go()
         for run in (new, starts):

@@ -113,16 +113,13 @@ class Devices:
 
     def agent(self, node: str) -> Object:
         """The agent's pod on a node. Raises Timeout if there is none."""
-        pods = [pod for pod in self._agents(node) if "deletionTimestamp" not in pod["metadata"]]
-        if not pods:
-            raise Timeout(f"no agent on {node}")
-        return dict(pods[0])
-
-    def _agents(self, node: str) -> list[Object]:
         answer = self.yard.api.core.list_namespaced_pod(
             SYSTEM, label_selector="app.kubernetes.io/component=agent", field_selector=f"spec.nodeName={node}",
             _preload_content=False)  # fmt: skip
-        return list(json.loads(answer.data)["items"])
+        pods = [pod for pod in json.loads(answer.data)["items"] if "deletionTimestamp" not in pod["metadata"]]
+        if not pods:
+            raise Timeout(f"no agent on {node}")
+        return dict(pods[0])
 
     def everywhere(self) -> None:
         """Agents may be on all nodes."""
@@ -130,10 +127,9 @@ class Devices:
 
     @contextlib.contextmanager
     def agent_away(self, node: str) -> Iterator[None]:
-        """No agent on the node for a while; its pod is gone when this begins."""
+        """No agent on the node for a while; its pod is on its way out when this begins."""
         self.yard.cluster.kubectl("label", "node", node, f"{AGENT_LABEL}-")
         try:
-            self.wait(f"no agent on {node}", lambda: not self._agents(node))
             yield
         finally:
             self.yard.cluster.kubectl("label", "node", node, f"{AGENT_LABEL}=here")
