@@ -163,6 +163,8 @@ def _judge(told: Accelerators, device: Device, orders: tuple[Order, ...], blamed
         reason = f"failed {len(failures)} times in 24 h, last with {failures[-1][1] or 'an unknown fault'}"
     if hold is not None and hold.until > until:
         until, reason = hold.until, f"{hold.code} came so often that the fault table keeps it out"
+    if ours and before is not None and (end := moment(before.until)) and end > until:
+        until = end  # another failure makes none shorter
     # `at` is the failure's own time, by the node's clock: so it is known for which one the order was given.
     return Order(device.id, "Quarantine", OPERATOR, stamp(last), stamp(until), reason)
 

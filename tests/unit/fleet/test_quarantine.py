@@ -172,6 +172,13 @@ def test_a_quarantine_grows_to_what_the_fault_table_asks_for_once_the_fault_is_o
     assert judge(obeyed(over, judge(over))).orders == {}
 
 
+def test_another_failure_makes_no_quarantine_shorter() -> None:
+    told = obeyed(held(20), judge(held(20)))
+    again = but(told, 3, failures=(Failure("80E01801", at(1), at(0.9)), Failure("80E01801", at(0.1))))
+    (order,) = judge(again).orders["n1"]
+    assert (order.until, order.at) == (at(-20), at(0.1))
+
+
 def test_the_fault_table_does_not_take_more_than_a_tenth_of_a_pool_either() -> None:
     told = node()
     for number in range(8):
