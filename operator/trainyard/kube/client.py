@@ -32,6 +32,7 @@ MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 
 _CONNECT_SECONDS = 5.0
+_IDLE_SECONDS = 45.0  # a new connection costs a recovery milliseconds; proxies and the API server close idle ones after 50
 _CONNECTIONS = 128  # a burst of pods never waits for a connection, nor do the watches
 _SILENCE_SECONDS = 150.0  # a watch gets a bookmark a minute; silence for longer is a dead connection
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -124,7 +125,7 @@ class Client:
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=_tls(self.configuration),
-                                             socket_factory=_keepalive_socket)
+                                             keepalive_timeout=_IDLE_SECONDS, socket_factory=_keepalive_socket)
             self._session = aiohttp.ClientSession(connector=connector, proxy=_proxy(self._host),
                                                   cookie_jar=aiohttp.DummyCookieJar())
         return self._session
