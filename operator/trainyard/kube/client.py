@@ -32,7 +32,7 @@ MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 
 _CONNECT_SECONDS = 5.0
-_IDLE_SECONDS = 45.0  # a new connection costs a recovery milliseconds; proxies and the API server close idle ones after 50
+_IDLE_SECONDS = 45.0  # making a connection costs a recovery milliseconds; many proxies close idle ones after 50 s
 _CONNECTIONS = 128  # a burst of pods never waits for a connection, nor do the watches
 _SILENCE_SECONDS = 150.0  # a watch gets a bookmark a minute; silence for longer is a dead connection
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
