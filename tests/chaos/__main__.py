@@ -13,6 +13,7 @@ from harness.installation import Yard
 
 from chaos import page
 from chaos.driver import SETTLE, Driver, select
+from chaos.results import Result
 from chaos.scene import BUILT_IN
 
 NODES = 3
@@ -38,21 +39,25 @@ def main(arguments: list[str]) -> int:
     if not given.cluster:
         remove(name)
     cluster = Cluster.up(name, nodes=NODES)
+    results: list[Result] = []
     try:
         if "disks" not in cluster.capabilities:
             parser.error(f"{BUILT_IN}, found provider {cluster.provider}")
         yard = Yard(cluster)
         yard.install()
         namespace = yard.api.namespace(f"chaos-{int(time.time()) % 100_000}")
+        driver = Driver(yard, namespace, given.settle)
         try:
             yard.make_volume(namespace)
-            results = Driver(yard, namespace, given.settle).run(cases, given.times, given.torchrun)
+            driver.run(cases, given.times, given.torchrun)
         finally:
+            results = [driver.results[case.key] for case in cases if case.key in driver.results]
+            if results:  # what was measured before an interruption counts
+                page.write(results, load, page=not given.no_page)
             yard.remove_namespace(namespace)
     finally:
         if not given.cluster:
             cluster.down()
-    page.write(results, load, page=not given.no_page)
     return 1 if any(result.failed for result in results) else 0
 
 

@@ -39,26 +39,30 @@ class Driver:
         self.yard, self.namespace, self.settle = yard, namespace, settle
         self._undisturbed: dict[int, dict[int, str]] = {}  # losses by step, by nodes
         self._pace: dict[int, float] = {}  # s a step, by nodes
+        self.results: dict[str, Result] = {}  # by key, of the cases that are over
         self._devices: Devices | None = None
 
     def run(self, cases: list[Case], times: int, beside_times: int) -> list[Result]:
         """All of them, in their order. What fails is told in its result and stops no other case."""
         longest: dict[int, int] = {}
         for case in cases:
-            longest[case.nodes] = max(longest.get(case.nodes, 0), 0 if case.every else self._steps(case, times))
+            longest[case.nodes] = max(longest.get(case.nodes, 0), self._steps(case, 1 if case.every else times))
         for nodes, steps in longest.items():
             self._undisturbed[nodes] = self._reference(nodes, steps)
-        known = {case.key: self._case(case, times) for case in cases if not case.devices}
+        self._run([case for case in cases if not case.devices], times)
         if any(case.devices for case in cases):
             with self._accelerators():
-                known |= {case.key: self._case(case, times) for case in cases if case.devices}
-        results = [known[case.key] for case in cases]
-        for case, result in zip(cases, results, strict=True):
-            base = known[case.beyond].median if case.beyond else 0.0
-            result.aim = None if case.aim is None or base is None else case.aim + base
+                self._run([case for case in cases if case.devices], times)
         if beside_times and any(case.beside for case in cases):
-            self._beside(cases, known, beside_times)
-        return results
+            self._beside(cases, beside_times)
+        return [self.results[case.key] for case in cases]
+
+    def _run(self, cases: list[Case], times: int) -> None:
+        for case in cases:
+            result = self._case(case, times)
+            base = self.results[case.beyond].median if case.beyond in self.results else 0.0
+            result.aim = None if case.aim is None or base is None else case.aim + base
+            self.results[case.key] = result
 
     @contextlib.contextmanager
     def _accelerators(self) -> Iterator[None]:
@@ -250,8 +254,9 @@ class Driver:
 
     # ---- torchrun
 
-    def _beside(self, cases: list[Case], known: dict[str, Result], times: int) -> None:
+    def _beside(self, cases: list[Case], times: int) -> None:
         """The same faults under torchrun, on one gang."""
+        known = self.results
         print("the same under torchrun", flush=True)
         other = Torchrun(self.yard, self.namespace, 2)
         with other.journal, self._started(other):
