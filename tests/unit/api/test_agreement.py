@@ -104,8 +104,9 @@ def complete(schema: Mapping[str, Any]) -> Any:
         return "auto"
     if "pattern" in schema:
         return "example.com/device"
-    number = (schema.get("minimum") or 0) + 1
-    by_type = {"string": "x" * max(1, schema.get("minLength", 1)), "integer": number, "number": 0.5, "boolean": True}
+    least = schema.get("minimum") or 0
+    by_type = {"string": "x" * max(1, schema.get("minLength", 1)), "integer": least + 1, "number": least + 0.5,
+               "boolean": True}
     return by_type.get(str(schema.get("type")), {})
 
 
