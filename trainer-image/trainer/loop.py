@@ -296,6 +296,8 @@ class Loop:
                 self.rewind(self.spikes, totals.loss)
             else:
                 self.update(totals, rate)
+                if self.spikes is not None and totals.finite:
+                    self.spikes.add(totals.loss)
         self.step += 1
         self.samples += self.batch_size
         return totals
@@ -382,8 +384,6 @@ class Loop:
         Diverged for the third of those in a row."""
         curable = self.scale is not None and not self.scale.exhausted
         if totals.finite:
-            if self.spikes is not None:
-                self.spikes.add(totals.loss)
             clip = max(1.0, totals.norm / self.config.optimizer.clip_norm)
             self.optimizer.step(rate, clip * (self.scale.value if self.scale else 1.0))
             self.record.updated()
