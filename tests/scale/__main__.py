@@ -187,6 +187,21 @@ def _three(seconds: tuple[float, float, float]) -> str:
     return " / ".join(f"{each:.1f}" for each in seconds)
 
 
+def wait_for_scheduler(api: Api, node: str) -> None:
+    """Until kube-scheduler has heard of the node that was made last, and so of all: before that it refuses pods for
+    nodes that it does not know yet, and the first job would pay for it."""
+    namespace = api.namespace("scale-probe")
+    pod: Object = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": namespace},
+           "spec": {**pod_spec(), "nodeSelector": {"kubernetes.io/hostname": node}}}
+    pod["spec"]["containers"][0]["resources"] = {"limits": {RESOURCE: str(DEVICES)}}
+    path = f"/api/v1/namespaces/{namespace}/pods"
+    until("a service account for pods", 60, lambda: raw(
+        api, "GET", f"/api/v1/namespaces/{namespace}/serviceaccounts")["items"], 0.2)
+    raw(api, "POST", path, pod)
+    until(f"the scheduler knows {node}", 120, lambda: raw(api, "GET", f"{path}/probe")["spec"].get("nodeName"), 0.2)
+    raw(api, "DELETE", f"{path}/probe", {"gracePeriodSeconds": 0})
+
+
 def measure(sizes: list[int], name: str, keep: bool, logs: Path | None) -> list[Result]:
     """All sizes, smallest first, on one cluster that is made for it."""
     # The simulated nodes send no heartbeats: nothing but the load of an idle fleet would come of them.
@@ -204,6 +219,7 @@ def measure(sizes: list[int], name: str, keep: bool, logs: Path | None) -> list[
             make_nodes(api, [number for number in range(max(sizes)) if f"sim-{number:05}" not in known])
             print(f"{max(sizes)} nodes made in {time.monotonic() - begun:.0f} s", flush=True)
             api.namespace("trainyard-system")
+            wait_for_scheduler(api, f"sim-{max(sizes) - 1:05}")
             with run_operator(place.kubeconfig, folder, "scale", namespace="trainyard-system",
                               before=place.words) as operator:
                 # Not asked by HTTP: it serves in the control plane's network.
