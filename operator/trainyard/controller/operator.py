@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import secrets
 import signal
@@ -47,8 +48,10 @@ class Operator:
         self.lease_client = Client(client.configuration, observe=metrics.observe_request)
         self.metrics = metrics
         self.cluster = Cluster(client, options.namespaces, relist_seconds=options.resync_seconds)
+        # A pod's name is its own, and its container starts again only when the one before has ended.
+        mine = f"{options.identity}_" if options.identity == os.environ.get("POD_NAME") else ""
         self.lease = Lease(self.lease_client, options.lease_namespace, options.lease_name,
-                           f"{options.identity}_{secrets.token_hex(4)}")
+                           f"{options.identity}_{secrets.token_hex(4)}", predecessor=mine)
         build = BuildSettings(
             trainer_image=options.trainer_image, supervisor_image=options.supervisor_image,
             image_pull_policy=options.image_pull_policy, image_pull_secrets=options.image_pull_secrets,

@@ -30,11 +30,14 @@ def clock() -> float:
 class Lease:
     """One candidate. `seconds_left` is the gate for all writes."""
 
-    def __init__(self, client: Client, namespace: str, name: str, identity: str, *, duration: float = 10.0,
-                 renew: float = 2.0, margin: float = 3.0, poll: float = 1.0) -> None:
+    def __init__(self, client: Client, namespace: str, name: str, identity: str, *, predecessor: str = "",
+                 duration: float = 10.0, renew: float = 2.0, margin: float = 3.0, poll: float = 1.0) -> None:
+        """`predecessor`: how the identities of those begin that are certain to have ended when this one runs, such as
+        earlier starts of the same container; nobody waits for their lease to run out."""
         if margin + renew >= duration:
             raise ValueError(f"lease duration {duration} s must exceed renewal {renew} s plus margin {margin} s")
         self.identity = identity
+        self._predecessor = predecessor
         self.holder = ""
         self.beat = time.monotonic()  # when this loop last did anything
         self._client = client
@@ -113,6 +116,8 @@ class Lease:
         """Whether we may write ourselves into it."""
         spec = record.get("spec", {})
         if not self.holder or self.holder == self.identity:
+            return True
+        if self._predecessor and self.holder.startswith(self._predecessor):
             return True
         return clock() - self._seen >= float(spec.get("leaseDurationSeconds") or self._duration)
 

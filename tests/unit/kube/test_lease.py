@@ -84,6 +84,18 @@ async def test_a_follower_waits_for_the_whole_lease_on_its_own_clock(clock: Cloc
     assert one.seconds_left() < 0
 
 
+async def test_the_next_start_of_a_container_waits_for_nobody(clock: Clock) -> None:
+    api = Api(clock)
+    assert await candidate(api, "pod-1_aaaa")._try()
+    assert not await candidate(api, "pod-1_bbbb")._try(), "only who knows that the other has ended"
+    other = Lease(api, "ns", "lease", "pod-2_cccc", predecessor="pod-2_")  # type: ignore[arg-type]
+    assert not await other._try()
+    again = Lease(api, "ns", "lease", "pod-1_dddd", predecessor="pod-1_")  # type: ignore[arg-type]
+    assert await again._try()
+    assert api.record is not None
+    assert api.record["spec"]["leaseTransitions"] == 1
+
+
 async def test_the_leader_stops_before_a_follower_may_take_over(clock: Clock) -> None:
     api = Api(clock)
     one, two = candidate(api, "one"), candidate(api, "two")
