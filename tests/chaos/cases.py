@@ -1,6 +1,4 @@
-"""What is broken, one entry a case: the fault, what must hold afterwards, and how fast it should be.
-
-Case 12 (a rank slowed three times) is missing: nothing notices a straggler yet."""
+"""What is broken, one entry a case: the fault, what must hold afterwards, and how fast it should be."""
 
 from __future__ import annotations
 
@@ -77,6 +75,8 @@ CASES = (
          check=disk.saved_again, spec={"checkpoint": {**CHECKPOINT, "volume": {"hostPath": {"path": disk.PATH}}}}),
     Case("11", "NaN in the gradients of a rank, once", faults.wait_for_nan, (), total=0, within=20,
          environment=faults.nan_every),
+    Case("12", "a rank slowed three times for a minute and more", faults.slow_rank(1), (), total=0,
+         seconds=faults.NAMED_WITHIN, check=faults.straggler_is_named),
     Case("13", "SIGKILL of a rank, then of the leading operator", faults.kill_rank_and_operator, ("RankFailed",),
          counted=1),
     Case("14", "SIGKILL of a rank while the API server is away for 30 s", nodes.kill_rank_without_api, ("RankFailed",),

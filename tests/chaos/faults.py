@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -14,6 +17,8 @@ from chaos.scene import Scene
 Fault = Callable[[Scene], float]
 NAN_EVERY = 12  # steps; less than a job takes a fault
 OPERATOR_DIES_AFTER = (0.0, 0.02, 0.05, 0.1, 0.2)  # s from the rank's end, by the number of the fault
+RUNS = 0.05  # s at a time that a slowed rank runs
+NAMED_WITHIN = 100.0  # s: a minute, the time between two comparisons, and the last steps before each
 SPARE_FIRST = 0.2  # s that the spare is lost before the worker
 
 
@@ -25,6 +30,40 @@ def kill_rank(place: int) -> Fault:
 def stop_rank(place: int) -> Fault:
     """SIGSTOP to it."""
     return lambda scene: processes.send([scene.rank(place)], signal.SIGSTOP)
+
+
+def slow_rank(place: int) -> Fault:
+    """Its process gets every third moment only."""
+
+    def fault(scene: Scene) -> float:
+        pid, over = scene.rank(place), threading.Event()
+
+        def brake() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                while not over.wait(RUNS):
+                    os.kill(pid, signal.SIGSTOP)
+                    over.wait(2 * RUNS)
+                    os.kill(pid, signal.SIGCONT)
+
+        thread = threading.Thread(target=brake, daemon=True)
+        scene.undo.callback(thread.join)
+        scene.undo.callback(over.set)
+        at = time.time()
+        thread.start()
+        scene.kept["slow"] = f"rank {place} ("
+        return at
+
+    return fault
+
+
+def straggler_is_named(scene: Scene) -> None:
+    """In status.warnings, after a minute of being slow."""
+
+    def named() -> bool:
+        told = scene.job.status().get("warnings") or []
+        return any(each["reason"] == "Straggler" and scene.kept["slow"] in each["message"] for each in told)
+
+    scene.wait("straggler in status.warnings", named, NAMED_WITHIN)
 
 
 def delete_pod(place: int) -> Fault:
