@@ -20,6 +20,13 @@ def pod_facts(job: Job) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.timeout(600)
 def test_install_upgrade_roll_back_uninstall_and_install_under_another_name(yard: Yard, namespace: str) -> None:
+    try:
+        _live(yard, namespace)
+    finally:
+        yard.install()  # whatever happened, the other tests find it as it was
+
+
+def _live(yard: Yard, namespace: str) -> None:
     job = yard.api.apply(counting("throughout", namespace, yard.trainer_image, nodes=2, steps=100_000))
     wait_kept(yard, job, 3)
     before = pod_facts(job)
@@ -33,7 +40,7 @@ def test_install_upgrade_roll_back_uninstall_and_install_under_another_name(yard
     assert replaced["throughout-0-1"] == before["throughout-0-1"], "the survivor stays"
     assert replaced["throughout-1-2"][1] == before["throughout-1-1"][1], "a replacement is made like its peers"
 
-    yard.cluster.helm("rollback", "trainyard", "1", "--namespace", "trainyard-system", "--wait")
+    yard.cluster.helm("rollback", "trainyard", "--namespace", "trainyard-system", "--wait")
     step = progress(job.status())
     wait_kept(yard, job, step + 5)
     assert pod_facts(job) == replaced
@@ -54,4 +61,3 @@ def test_install_upgrade_roll_back_uninstall_and_install_under_another_name(yard
         job.wait_gone()
     finally:
         yard.uninstall("railway")
-        yard.install()

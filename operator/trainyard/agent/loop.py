@@ -22,7 +22,7 @@ from trainyard.agent.serving import Served, serve
 from trainyard.agent.table import OwnTable
 from trainyard.agent.types import Backend, Facts, Reading, Unreadable
 from trainyard.agent.writer import Wanted, Writer
-from trainyard.api.devices import DeviceStatus, NodeDevicesSpec
+from trainyard.api.devices import DeviceStatus, NodeDevicesSpec, Order
 from trainyard.api.times import stamp
 from trainyard.kube.client import ApiError, Client
 
@@ -61,6 +61,8 @@ class Agent:
         self._registered_at = time.monotonic()  # when kubelet was last known to know the plugin
         self._table = OwnTable(options.fault_table)
         self._node_read = asyncio.Event()  # set: read the Node again now
+        self._news = asyncio.Event()  # set: NodeDevices have changed
+        self._orders: tuple[Order, ...] = ()  # that are obeyed
         metrics.devices(lambda: self.statuses)
         self.writer.store.listen(lambda key, old, new: self._heard(old is not None and new is None))
 
@@ -70,10 +72,10 @@ class Agent:
             tasks.create_task(self.writer.watch.run(), name="watch")
             tasks.create_task(self._know_node(), name="node")
             await self._remember()
-            await self._ask_holders()
+            await self._take_orders()
             await self._table.look()  # before any reading: a fault that the cluster calls harmless must move nobody
             for name, part in (("readings", self._read()), ("holders", self._follow_holders()), ("tick", self._tick()),
-                               ("plugin", self.plugin.run()), ("writer", self.writer.run())):
+                               ("orders", self._obey()), ("plugin", self.plugin.run()), ("writer", self.writer.run())):
                 tasks.create_task(part, name=name)
 
     # What is known.
@@ -191,8 +193,22 @@ class Agent:
             # The API server was away when this agent began, and the writer is about to overwrite what it had kept.
             self._recalled, self.statuses = True, there.devices
             self.backend.recall(NodeDevicesSpec.model_validate(there.spec))
-        if self._read_at:
-            self._update()
+        self._news.set()
+
+    async def _obey(self) -> None:
+        """New orders, once it is known who holds the devices just now."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if (self.writer.current.orders if self.writer.current else ()) != self._orders:
+                await self._take_orders()
+            if self._read_at:
+                self._update()
+
+    async def _take_orders(self) -> None:
+        """A device that nobody holds is quarantined at once: what was heard of holders seconds ago will not do."""
+        await self._ask_holders()
+        self._orders = self.writer.current.orders if self.writer.current else ()
 
     # What is said.
 
@@ -215,9 +231,7 @@ class Agent:
                             Unreadable("NoDevices", "the node has no devices; its NodeDevices are kept for the orders "
                                        "in spec.orders"), now)
             return
-        orders = there.orders if there else ()
-        self.statuses = assess(facts, reading, orders, self._holders, self._table.table,
-                               self.statuses, now)
+        self.statuses = assess(facts, reading, self._orders, self._holders, self._table.table, self.statuses, now)
         if self.backend.name == "observe":
             served = serve(facts, self.statuses, {})
         else:
