@@ -199,7 +199,7 @@ def test_devices_make_a_condition_of_their_node_and_are_quarantined_when_they_fa
         "allocatable": {f"{here.name}.example/npu": "16"}, "capacity": {f"{here.name}.example/npu": "16"}}})
     assert answer.ok, answer
     path = put_devices(here, "npu")
-    until("the node is well", 10, lambda: accelerators(here, "npu")[0] == "True")
+    until("the node is well", 30, lambda: accelerators(here, "npu")[0] == "True")
     put_devices(here, "npu", {"id": "d3", "health": "Unhealthy", "level": "RestartNPU", "code": "80E18005"})
     until("the node is not", 10, lambda: accelerators(here, "npu")[0] == "False")
     assert "d3 (80E18005, RestartNPU)" in accelerators(here, "npu")[1]
