@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 from chart.helm import CHART, NAMESPACE, helm
 from contract.apiserver import ApiServer, NoBinaries, run_apiserver
 from contract.manifests import command_job, report, world
+from contract.operator_process import OperatorProcess
 from contract.playground import Playground
 from contract.rest import GROUP, Answer, Rest
 
@@ -91,3 +92,13 @@ def _wait_for_policies(server: ApiServer) -> None:
                 assert time.monotonic() < end, f"not in force after 30 s: {answer}"
                 time.sleep(0.1)
     server.kubectl("delete", "clusterrolebinding/policies-in-force", "namespace/policies-in-force", "--wait=false")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows what its operator said last."""
+    report = yield
+    process = getattr(item, "funcargs", {}).get("operator")
+    if report.failed and isinstance(process, OperatorProcess):
+        report.sections.append(("the operator's log", "\n".join(process.log.read_text().splitlines()[-60:])))
+    return report

@@ -223,6 +223,8 @@ class Cluster:
         if told:
             view = replace(view, devices=devices_view(told, view.allocatable, self.agent_ready(name)))
         self.node_views[name] = view
+        if _trouble(before) != _trouble(view):
+            self.fleet()
         if before is None or _gains(before, view):
             self.capacity()
 
@@ -252,6 +254,11 @@ def _health(told: Accelerators | None) -> object:
     if told is None:
         return None
     return replace(told, devices=tuple(replace(device, pod="") if device.pod else device for device in told.devices))
+
+
+def _trouble(view: NodeView | None) -> str:
+    """Why the health of a node's devices is not known; kubelet's own count is a part of that."""
+    return view.devices.trouble if view and view.devices else ""
 
 
 def _gains(before: NodeView, now: NodeView) -> bool:

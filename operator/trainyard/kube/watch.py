@@ -8,7 +8,6 @@ which of two states is newer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -204,10 +203,15 @@ class Watch(Generic[T]):
     def _broke_lately(self) -> bool:
         return self.broken_at is not None and (datetime.now(UTC) - self.broken_at).total_seconds() < _FRESH_SECONDS
 
-    async def _pause(self, seconds: float) -> None:
-        self._nudged.clear()
-        with contextlib.suppress(TimeoutError):
+    async def _pause(self, seconds: float, following: float) -> float:
+        """Wait that long, or until nudged, which counts even if it came while the last attempt was still being made: a
+        server that has just come back refuses some kinds a moment longer than others. Returns the next backoff."""
+        try:
             await asyncio.wait_for(self._nudged.wait(), seconds)
+        except TimeoutError:
+            return min(following, _LAST_BACKOFF)
+        self._nudged.clear()
+        return _FIRST_BACKOFF
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -223,8 +227,7 @@ class Watch(Generic[T]):
                     version = seen
                     self.heard = self.beat = time.monotonic()
                 if time.monotonic() - begun < 1.0:  # a server on its way down opens watches only to end them
-                    await self._pause(wait * random.uniform(0.5, 1.5))
-                    wait = min(wait * 2, _LAST_BACKOFF)
+                    wait = await self._pause(wait * random.uniform(0.5, 1.5), wait * 2)
                 else:
                     wait = _FIRST_BACKOFF
             except ApiError as error:
@@ -236,8 +239,7 @@ class Watch(Generic[T]):
                 log.log(logging.INFO if error.status in (0, 410) else logging.WARNING,
                         "watch of %s broke, trying again: %s", self.name, error)
                 pause = max(error.retry_after or 0.0, wait * random.uniform(0.5, 1.5))
-                wait = min(wait * 2, _LAST_BACKOFF)
-                await self._pause(pause)
+                wait = await self._pause(pause, wait * 2)
 
     async def _list(self) -> int:
         there: set[str] = set()

@@ -248,3 +248,15 @@ def test_metrics_name_only_devices_that_something_is_wrong_with(bench: Bench) ->
     assert 'trainyard_device_fault{code="80E18005",device="d1",level="RestartNPU",node="n1"} 1.0' in text
     assert text.count("trainyard_device_fault{") == 1
     assert 'trainyard_device_failures{device="d2",node="n1"} 2.0' in text
+
+
+def test_what_kubelet_offers_is_a_reason_to_look() -> None:
+    """The condition of a node speaks of it: the node's word may come long after the agent's."""
+    bench = Bench("n1")
+    looked: list[int] = []
+    bench.cluster.fleet = lambda: looked.append(1)
+    for count, after in (("0", 1), ("0", 1), ("4", 2)):
+        raw = raw_node("n1")
+        raw["status"]["allocatable"]["huawei.com/Ascend910"] = count
+        bench.put(f"{NODES}/n1", raw)
+        assert len(looked) == after, count

@@ -212,3 +212,34 @@ async def test_what_has_been_silent_is_listed_anew_when_somebody_asks(trouble: l
         assert (server.lists, it.get("a/x")) == (2, 2)
     finally:
         task.cancel()
+
+
+async def test_a_nudge_during_an_attempt_that_fails_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that has just come back refuses our own kinds a moment longer than others: tried again at once, and
+    from then on as after a first failure."""
+    monkeypatch.setattr("trainyard.kube.watch._FIRST_BACKOFF", 0.01)
+    away = ApiError(404, "NotFound", "the server could not find the requested resource")
+    it, _ = store()
+
+    class Back(FakeServer):
+        async def get(self, path: str, query: Mapping[str, Any], *, seconds: float) -> Object:
+            if len(self.script) == 2:  # the sixth attempt: somebody else reaches the server
+                watch.nudge()
+            return await super().get(path, query, seconds=seconds)
+
+    server = Back(*[away] * 5, away, listing(5))
+    watch: Watch[int] = Watch(server, "things", "/things", it)  # type: ignore[arg-type]
+    backoffs: list[float] = []
+    pause = watch._pause
+
+    async def spy(seconds: float, following: float) -> float:
+        backoffs.append(await pause(seconds, following))
+        return backoffs[-1]
+
+    watch._pause = spy  # type: ignore[method-assign]
+    task = asyncio.create_task(watch.run())
+    try:
+        await asyncio.wait_for(server.idle.wait(), 5)
+    finally:
+        task.cancel()
+    assert backoffs == [0.02, 0.04, 0.08, 0.16, 0.32, 0.01]
