@@ -96,6 +96,7 @@ class Bench:
                 meanwhile: Callable[[Pods, float], None]) -> tuple[float, float, float]:
         """Apply it and watch until all pods run; then `meanwhile`; then it is deleted, and its pods are gone."""
         namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+        wait_for_quiet(self.api)
         pods = Pods(self.api, namespace, selector)
         limit = 120 + size * 0.25
         try:
@@ -200,6 +201,20 @@ def wait_for_scheduler(api: Api, node: str) -> None:
     raw(api, "POST", path, pod)
     until(f"the scheduler knows {node}", 120, lambda: raw(api, "GET", f"{path}/probe")["spec"].get("nodeName"), 0.2)
     raw(api, "DELETE", f"{path}/probe", {"gracePeriodSeconds": 0})
+
+
+def wait_for_quiet(api: Api, writes: int = 15, seconds: float = 120) -> None:
+    """Until the control plane has done what new nodes, or pods that are gone, give it to do: it writes for many seconds
+    after them, and the next job would pay for it. Quiet: at most so many writes a second for three seconds."""
+    def version() -> int:
+        return int(raw(api, "GET", "/api/v1/namespaces?limit=1")["metadata"]["resourceVersion"])
+
+    end, quiet, before = time.monotonic() + seconds, 0, version()
+    while quiet < 3:
+        assert time.monotonic() < end, f"the control plane still writes more than {writes} objects a second"
+        time.sleep(1.0)
+        now = version()
+        quiet, before = (quiet + 1 if now - before <= writes else 0), now
 
 
 def measure(sizes: list[int], name: str, keep: bool, logs: Path | None) -> list[Result]:
