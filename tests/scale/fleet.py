@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import Cluster
 from harness.job import Api, Object
 from kubernetes.client.exceptions import ApiException
 
-from scale.inside import Inside
+if TYPE_CHECKING:
+    from scale.inside import Inside
+
 
 RESOURCE, DEVICES = "huawei.com/Ascend910", 8
 NODES_A_SUPER_POD = 48

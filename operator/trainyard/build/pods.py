@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+import pickle
 
 from trainyard.api import INCARNATION_LABEL, INDEX_LABEL, RENDERED_ANNOTATION, TRAINER_CONTAINER
 from trainyard.build.owned import owner_reference
@@ -17,7 +17,8 @@ def pod_name(job: JobRef, index: int, incarnation: int) -> str:
 
 def pod(rendered: RenderedJob, index: int, incarnation: int, node: str | None) -> Object:
     """The pod that holds this index, bound to `node` through its affinity; None leaves the choice to the scheduler."""
-    made: Object = deepcopy({"apiVersion": "v1", "kind": "Pod", **rendered.template})
+    # A gang has thousands of pods, and copy.deepcopy takes ten times as long for plain values.
+    made: Object = pickle.loads(pickle.dumps({"apiVersion": "v1", "kind": "Pod", **rendered.template}))
     meta, spec = made["metadata"], made["spec"]
     meta["name"] = pod_name(rendered.job, index, incarnation)
     meta["namespace"] = rendered.job.namespace

@@ -44,7 +44,8 @@ class Cluster:
         self.reports: Store[OwnedReport] = Store(self._served(views.report))
         self.worlds: Store[World] = Store(self._served(views.world))
         self.quotas: Store[RawQuota] = Store(self._served(views.quota))
-        self.bound: Store[Usage] = Store(views.usage)
+        self.bound: Store[Usage] = Store(views.usage)  # of other pods
+        self.bound_here: Store[Usage] = Store(views.usage)  # of pods with our label, whoever put it there
         self.nodes: Store[Node] = Store(views.node)
         self.classes: Store[PriorityClass] = Store(views.priority_class)
         self.devices: Store[Accelerators] = Store(accelerators)
@@ -57,13 +58,14 @@ class Cluster:
         self._quotas_in: defaultdict[str, set[str]] = defaultdict(set)  # namespace to quota keys
         self._key_of: dict[str, str] = {}  # job UID to job key
 
-        def watch(name: str, path: str, store: Store[Any], **query: str) -> Watch[Any]:
-            return Watch(client, name, path, store, query, relist_seconds=relist_seconds)
+        def watch(name: str, path: str, store: Store[Any], also: Store[Any] | None = None, **query: str) -> Watch[Any]:
+            return Watch(client, name, path, store, query, also=also, relist_seconds=relist_seconds)
 
         self.watches = [
             watch("nodes", "/api/v1/nodes", self.nodes),
-            watch("bound pods", "/api/v1/pods", self.bound, fieldSelector=_BOUND),
-            watch("training pods", "/api/v1/pods", self.pods, labelSelector=JOB_LABEL),
+            # Each pod in one watch only: a gang has thousands, each of several kilobytes, and each changes often.
+            watch("bound pods", "/api/v1/pods", self.bound, fieldSelector=_BOUND, labelSelector=f"!{JOB_LABEL}"),
+            watch("training pods", "/api/v1/pods", self.pods, self.bound_here, labelSelector=JOB_LABEL),
             watch("worlds", f"{OURS}/worlds", self.worlds),
             watch("reports", f"{OURS}/reports", self.reports),
             watch("quotas", "/api/v1/resourcequotas", self.quotas),
@@ -149,6 +151,7 @@ class Cluster:
         self.reports.listen(self._report_changed)
         self.worlds.listen(lambda key, old, new: self.wake(key))
         self.bound.listen(self._bound_changed)
+        self.bound_here.listen(self._bound_changed)
         self.nodes.listen(self._node_changed)
         self.devices.listen(self._devices_changed)
         self.agents.listen(self._agent_changed)
@@ -185,7 +188,8 @@ class Cluster:
             self.wake(job)
 
     def _bound_changed(self, key: str, old: Usage | None, new: Usage | None) -> None:
-        self.ledger.bound(key, new)
+        # A pod that gets or loses our label goes from one store to the other, and either may be told first.
+        self.ledger.bound(key, new or self.bound.get(key) or self.bound_here.get(key))
         if old and new is None:
             self.capacity()
 

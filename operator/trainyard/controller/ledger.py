@@ -1,6 +1,6 @@
 """The books: which node's resources are taken by whom, kept up to date pod by pod.
 
-Three sources say that a pod is on a node, the first that knows a pod wins: the watch of all bound pods; our own pods
+Three sources say that a pod is on a node, the first that knows a pod wins: the watches of all bound pods; our own pods
 that are pinned but not yet bound; pods that a plan has just placed and that are still to be created.
 """
 

@@ -109,7 +109,7 @@ class Operator:
             await self._list_jobs()
             self.synced = True
             log.info("caches filled", extra={"jobs": len(self.cluster.jobs), "nodes": len(self.cluster.nodes),
-                                             "pods": len(self.cluster.bound)})
+                                             "pods": len(self.cluster.bound) + len(self.cluster.bound_here)})
             group.create_task(self._resync())
             while True:
                 await self._lead()

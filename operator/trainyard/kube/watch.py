@@ -153,12 +153,14 @@ async def list_pages(client: Client, path: str, query: Mapping[str, Any], take: 
 
 
 class Watch(Generic[T]):
-    """Keeps a Store equal to what the API server has."""
+    """Keeps a Store (or two) equal to what the API server has."""
 
     def __init__(self, client: Client, name: str, path: str, store: Store[T], query: Mapping[str, Any] | None = None,
-                 *, relist_seconds: float = 300.0) -> None:
+                 *, also: Store[Any] | None = None, relist_seconds: float = 300.0) -> None:
+        """`also`: another view of the same objects, fed by the same watch."""
         self.name = name
         self.store = store
+        self._stores = [store, *([also] if also is not None else [])]
         self.synced = asyncio.Event()
         self.beat = time.monotonic()  # when this loop last did anything at all
         self.heard = 0.0  # when the API server last said something; 0: never
@@ -247,10 +249,10 @@ class Watch(Generic[T]):
         def take(raw: Object) -> None:
             self.beat = time.monotonic()
             there.add(key_of(raw))
-            self.store.put(raw)
+            self._put(raw)
 
         version = await list_pages(self._client, self._path, self._query, take)
-        missed = self.store.prune(there, version)
+        missed = max(store.prune(there, version) for store in self._stores)
         if self.relists and missed:
             self.missed += missed
             log.info("list of %s showed %d deletions that the watch had missed", self.name, missed)
@@ -259,6 +261,10 @@ class Watch(Generic[T]):
         if not self.synced.is_set():
             self.synced.set()
         return version
+
+    def _put(self, raw: Object) -> None:
+        for store in self._stores:
+            store.put(raw)
 
     async def _events(self, version: int, seconds: float) -> Any:
         """Yield the resource version after each event; returns when the watch has run its time."""
@@ -269,7 +275,8 @@ class Watch(Generic[T]):
                 code = int(raw.get("code") or 0)
                 raise ApiError(code, str(raw.get("reason") or "Error"), str(raw.get("message") or ""))
             if kind == "DELETED":
-                self.store.drop(key_of(raw), version_of(raw))
+                for store in self._stores:
+                    store.drop(key_of(raw), version_of(raw))
             elif kind != "BOOKMARK":
-                self.store.put(raw)
+                self._put(raw)
             yield version_of(raw)
