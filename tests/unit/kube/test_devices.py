@@ -244,3 +244,20 @@ def test_nothing_of_a_node_that_is_gone_stays(seen: Seen) -> None:
     assert seen.cluster.node_views == {}
     seen.cluster.devices.drop("n1", 9)
     assert seen.cluster.devices.get("n1") is None
+
+
+@pytest.mark.parametrize("first", ["told of its new place", "told that it is gone"])
+def test_a_pod_that_loses_our_label_still_takes_its_place(first: str) -> None:
+    """It leaves one watch and enters the other, in either order."""
+    cluster = Seen().cluster
+    other: Object = {"metadata": {"namespace": "a", "name": "p", "resourceVersion": "4"}, "spec": {
+        "nodeName": "n1", "containers": [{"name": "c", "resources": {"requests": {"cpu": "2"}}}]}}
+    cluster.bound_here.put(other)
+    assert cluster.ledger.used["n1"]["cpu"] == 2000
+    moves = [lambda: cluster.bound.put({**other, "metadata": {**other["metadata"], "resourceVersion": "5"}}),
+             lambda: cluster.bound_here.drop("a/p", 5)]
+    for move in moves if first == "told of its new place" else moves[::-1]:
+        move()
+    assert cluster.ledger.used["n1"]["cpu"] == 2000
+    cluster.bound.drop("a/p", 6)
+    assert not cluster.ledger.used

@@ -243,3 +243,18 @@ async def test_a_nudge_during_an_attempt_that_fails_is_not_lost(monkeypatch: pyt
     finally:
         task.cancel()
     assert backoffs == [0.02, 0.04, 0.08, 0.16, 0.32, 0.01]
+
+
+async def test_one_watch_feeds_two_views() -> None:
+    server = FakeServer(
+        listing(5, thing("x", 1, 1), thing("y", 2, 2)),
+        [{"type": "MODIFIED", "object": thing("x", 6, 10)}, {"type": "DELETED", "object": thing("y", 7)}])
+    (it, _), (other, heard) = store(), store()
+    watch: Watch[int] = Watch(server, "things", "/things", it, also=other)  # type: ignore[arg-type]
+    task = asyncio.create_task(watch.run())
+    try:
+        await asyncio.wait_for(server.idle.wait(), 5)
+    finally:
+        task.cancel()
+    assert dict(it) == dict(other) == {"a/x": 10}
+    assert ("a/y", 2, None) in heard
