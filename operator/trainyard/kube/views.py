@@ -175,6 +175,7 @@ def pod_view(raw: Object, index: int, incarnation: int, old: PodView | None = No
     reason, message = _trouble(status, init_ended or ended)
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled") or {}
+    refused = scheduled.get("status") == "False"
     disrupted = conditions.get("DisruptionTarget") or {}
     return PodView(
         name=metadata["name"], uid=metadata["uid"], index=index, incarnation=incarnation,
@@ -194,7 +195,8 @@ def pod_view(raw: Object, index: int, incarnation: int, old: PodView | None = No
         oom="OOMKilled" in (ended.get("reason"), init_ended.get("reason")),
         reason=reason,
         message=message[:4096],
-        unschedulable=(scheduled.get("message") or "")[:4096] if scheduled.get("status") == "False" else "",
+        unschedulable=(scheduled.get("message") or "")[:4096] if refused else "",
+        unschedulable_since=instant(scheduled.get("lastTransitionTime")) if refused else None,
         disruption=disrupted.get("reason") or "" if disrupted.get("status") == "True" else "",
         devices=_pod_devices(status, old.devices if old else ()))
 

@@ -25,9 +25,10 @@ CONTAINER = frozenset(
 DEVICE_SECONDS = 20.0  # UnexpectedAdmissionError: a device plugin that starts again is back soon
 REFUSED_SECONDS = 120.0  # a node that refused a pod, or that the scheduler would not have
 BROKEN_SECONDS = 300.0  # a node on which a pod that starts elsewhere does not start
-UNSCHEDULABLE_PATIENCE = 5.0  # the scheduler looks again when something changes
+UNSCHEDULABLE_PATIENCE = 5.0  # since the scheduler's first no: it looks again when something changes
 UNSCHEDULABLE = "Unschedulable: "
-MOST_NODES = 4  # once the scheduler has refused so many, it is not the nodes: the gang is withdrawn
+MOST_NODES = 4  # once the scheduler has refused so many, it is not the nodes: the gang is withdrawn,
+MOST_PART = 0.05  # unless that is few for the size of the gang: of a thousand nodes some are always out of order
 UNPINNED_PAUSE = 5.0  # nothing keeps the successor of a pod that Trainyard did not place from the same node
 CONTAINER_PATIENCE = 20.0  # kubelet tries again by itself
 START_PATIENCE = 2.0  # a device plugin that keeps a container from its devices: kubelet tries again by itself
@@ -95,7 +96,7 @@ def hindrance(turn: Turn, pod: PodView) -> Hindrance | None:
     if pod.deleting is not None:
         return Hindrance("deleted before it ran", 0.0, 0.0)
     if pod.unschedulable and pod.node is None:
-        wait = UNSCHEDULABLE_PATIENCE - age if pod.pinned else float("inf")
+        wait = UNSCHEDULABLE_PATIENCE - refused_for(pod, turn.now) if pod.pinned else float("inf")
         return Hindrance(UNSCHEDULABLE + pod.unschedulable, wait, REFUSED_SECONDS)
     text = f"{pod.reason}{': ' + pod.message if pod.message else ''}"
     if pod.reason in CONTAINER and any(words in pod.message for words in DEVICE_START):
@@ -133,7 +134,13 @@ def is_hopeless(turn: Turn, pod: PodView) -> bool:
     """Whether yet another node would hardly help a pod that the scheduler cannot bind (a volume, say)."""
     refused = sum(entry.reason.startswith(UNSCHEDULABLE) for entry in turn.status.avoid)
     stuck = bool(pod.unschedulable) and pod.node is None and pod.pinned is not None
-    return stuck and refused >= MOST_NODES and not trained(turn.gang, turn.world)
+    most = max(MOST_NODES, MOST_PART * turn.spec.num_nodes)
+    return stuck and refused >= most and not trained(turn.gang, turn.world)
+
+
+def refused_for(pod: PodView, now: datetime) -> float:
+    """Seconds since the scheduler first refused this pod; a busy one may come to look at it long after its creation."""
+    return seconds_between(pod.unschedulable_since or pod.created, now)
 
 
 def _starts_elsewhere(turn: Turn, pod: PodView) -> bool:

@@ -48,6 +48,7 @@ class PodView:
     reason: str = ""  # status.reason, or the trainer/init container's waiting reason (ImagePullBackOff, ...)
     message: str = ""  # the message with it: waiting, unschedulable, termination
     unschedulable: str = ""  # message of PodScheduled=False
+    unschedulable_since: datetime | None = None  # when the scheduler first said so; None: it did not say
     disruption: str = ""  # reason of DisruptionTarget=True (EvictionByEvictionAPI, PreemptionByScheduler, ...)
     devices: tuple[PodDevice, ...] = ()  # empty: none, or a kubelet that does not tell
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from hashlib import sha256
 
 from trainyard.api.protocol import Master
-from trainyard.plan.bringup import UNSCHEDULABLE_PATIENCE, hindrance, is_hopeless
+from trainyard.plan.bringup import UNSCHEDULABLE_PATIENCE, hindrance, is_hopeless, refused_for
 from trainyard.plan.conditions import find
 from trainyard.plan.gang import trained
 from trainyard.plan.losses import active
@@ -45,8 +45,9 @@ def _waits(pod: PodView) -> bool:
 
 
 def _left(turn: Turn, pod: PodView) -> float:
-    limit = UNSCHEDULABLE_PATIENCE if is_hopeless(turn, pod) else turn.spec.schedule_seconds
-    return limit - seconds_between(pod.created, turn.now)
+    if is_hopeless(turn, pod):
+        return UNSCHEDULABLE_PATIENCE - refused_for(pod, turn.now)
+    return turn.spec.schedule_seconds - seconds_between(pod.created, turn.now)
 
 
 def _words(turn: Turn, pod: PodView) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -107,9 +108,11 @@ def test_reasons_of_the_pod_itself_come_first() -> None:
 
 def test_unschedulable_and_disrupted() -> None:
     view = seen({"phase": "Pending", "conditions": [
-        {"type": "PodScheduled", "status": "False", "message": "0/3 nodes"},
+        {"type": "PodScheduled", "status": "False", "message": "0/3 nodes",
+         "lastTransitionTime": "2026-11-20T12:00:03Z"},
         {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]})
     assert (view.unschedulable, view.disruption) == ("0/3 nodes", "PreemptionByScheduler")
+    assert view.unschedulable_since == datetime(2026, 11, 20, 12, 0, 3, tzinfo=UTC)
 
 
 def test_usage_is_of_bound_unfinished_pods_only() -> None:

@@ -6,6 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from trainyard.api.job import Avoid
+from trainyard.plan.bringup import UNSCHEDULABLE
 from trainyard.plan.times import moment, seconds_between
 from trainyard.plan.types import CreatePod, DeletePod, Plan, PutWorld, Quota, Waiting
 from unit.plan.builders import DEMAND, NOW, Case, books, condition, job, of_type, placed, training, world_of
@@ -118,6 +120,25 @@ def test_a_pod_that_no_node_can_take_is_withdrawn_with_its_gang_however_many_nod
     assert case.snap.status.withdrawals == 1
     assert made <= 8
     assert "volume node affinity conflict" in condition(case.snap.status, "Scheduled")[2]
+
+
+def test_a_scheduler_that_comes_late_to_a_pod_is_given_the_same_time() -> None:
+    """Thousands of pods at once: it says its first no long after the pod was made."""
+    case = started_but(1).pod(1, node=None, unschedulable="node not found")
+    late = case.pod(1, unschedulable_since=case.snap.now + timedelta(seconds=30))
+    assert of_type(late.after(34).plan(), CreatePod) == []
+    assert len(of_type(late.after(35).plan(), CreatePod)) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "refused", "hopeless"), [(2, 3, False), (2, 4, True), (200, 9, False), (200, 10, True)])
+def test_how_many_nodes_the_scheduler_may_refuse_depends_on_the_size_of_the_gang(
+        size: int, refused: int, hopeless: bool) -> None:
+    case = placed(size).but(books=books(size + 20)).pod(1, node=None, unschedulable="volume node affinity conflict")
+    avoid = [Avoid(node=f"x{number}", reason=f"{UNSCHEDULABLE}volume", until="2026-11-20T13:00:00Z")
+             for number in range(refused)]
+    case = case.status_with(avoid=avoid).after(6)
+    assert case.applied().snap.status.withdrawals == int(hopeless)
 
 
 def test_where_every_other_node_is_avoided_the_reason_says_until_when() -> None:
