@@ -52,7 +52,8 @@ FIELDS: Dict[str, Callable[[Any], Any]] = {
     "tokensPerSecond": _whole(COUNT),
     "data": _whole(COUNT), "shard": _whole(COUNT), "tensor": _whole(COUNT), "pipeline": _whole(COUNT),
     "context": _whole(COUNT), "expert": _whole(COUNT), "loss": _decimal, "evaluationLoss": _decimal,
-    "secondsPerStep": _decimal, "activity": _words, "connectedAt": _time, "restoredAt": _time,
+    "secondsPerStep": _decimal, "expertImbalance": _decimal,
+    "activity": _words, "connectedAt": _time, "restoredAt": _time,
 }
 
 

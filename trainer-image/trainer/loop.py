@@ -32,6 +32,7 @@ from trainer.finite import IN_A_ROW, Diverged, First, GradientWatch, Record, Sus
 from trainer.inject import Injection
 from trainer.model import weights
 from trainer.optimizer import AdamW, learning_rate
+from trainer.parallel.load import ExpertLoad
 from trainer.parallel.model import MicroBatch, ParallelModel
 from trainer.precision import LossScale, Precision, clear_overflow, overflow_seen
 from trainer.progress import Progress
@@ -85,10 +86,11 @@ class Loop:
         self.loss = torch.zeros(())  # of this rank, summed over its tokens
         self.suspect = ""  # why this rank's device is to be left, once it is
         self.injection = Injection.read(run.inject)
+        self.experts = ExpertLoad(model, ("log", "profile"))
         self.step = self.samples = 0
         self.save_begun = 0  # step of the newest save that was started
         self.timeline = Timeline(config.profile, profile_folder(config, run), gang, model.layout, self.micro_batches,
-                                 batch_size * config.data.sequence_length)
+                                 batch_size * config.data.sequence_length, self.experts_page)
         self.saver: Saver | None = None
         self.memory: Memory | None = None
         self.choice: Choice | None = None  # checkpoint, once somebody had to know it for sure
@@ -247,6 +249,7 @@ class Loop:
             self.timeline.begin(self.step + 1)
             rate = learning_rate(config.optimizer, config.steps, self.step + 1)
             totals = self.train_step(rate)
+            self.experts.add()
             self.copy_to_memory(time.monotonic() - started)
             self.report_step(totals, time.monotonic() - started)
             if self.suspect:
@@ -255,8 +258,11 @@ class Loop:
                 now = time.monotonic()
                 speed = (self.step - logged) * self.batch_size * config.data.sequence_length / (now - since)
                 what = f"loss {totals.loss:.6f} norm {totals.norm:.4f}" if totals.updated else "batch skipped"
-                say(self.gang, f"step {self.step}/{config.steps} {what} lr {rate:.3e} tokens/s {speed:.0f}")
-                self.progress.update(tokensPerSecond=round(speed))
+                busy = self.experts.take("log")
+                say(self.gang, f"step {self.step}/{config.steps} {what} lr {rate:.3e} tokens/s {speed:.0f}"
+                               f"{f' {busy}' if busy else ''}")
+                self.progress.update(tokensPerSecond=round(speed), expertImbalance=round(busy.imbalance, 3) if busy
+                                     else None)
                 logged, since = self.step, now
             drain = totals.drain
             if config.evaluate and not drain and (self.step % config.evaluate.every == 0 or self.step == config.steps):
@@ -277,6 +283,11 @@ class Loop:
         problem = self.timeline.end(self.step, last)
         if problem is not None:
             self.warn("NoProfile", problem)
+
+    def experts_page(self) -> list[str]:
+        """What a profile says of a mixture's experts, since it last asked."""
+        busy = self.experts.take("profile")
+        return busy.page() if busy else []
 
     def train_step(self, rate: float) -> Totals:
         """One batch, and one update with it. A batch that is not finite is computed once more, then left out; raises

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +52,12 @@ class Timeline:
     """Records the steps that were asked for; the rest of a run pays nothing for it."""
 
     def __init__(self, asked: ProfileConfig | None, folder: Path | None, gang: Gang, layout: Layout,
-                 micro_batches: int, tokens: int) -> None:
-        """`folder`: where it goes; `tokens`: of a step, over all ranks."""
+                 micro_batches: int, tokens: int, notes: Callable[[], list[str]] = list) -> None:
+        """`folder`: where it goes; `tokens`: of a step, over all ranks; `notes`: lines for the page about the steps
+        since it was last called."""
         self._asked, self._folder, self._gang, self._layout = asked, folder, gang, layout
         self._micro_batches, self._tokens = micro_batches, tokens
+        self._notes = notes
         self._profile: Any = None
         self._step: AbstractContextManager[Any] | None = None
         self._steps: list[int] = []
@@ -69,6 +71,7 @@ class Timeline:
             found = [ProfilerActivity.CPU, devices.get(self._gang.device.type)]
             self._profile = profile(activities=[one for one in found if one is not None], acc_events=True)
             self._profile.start()
+            self._notes()
         if self._profile is not None:
             self._step = record_function(STEP)
             self._step.__enter__()
@@ -112,6 +115,7 @@ class Timeline:
             found, ideal = bubble(everybody), self.ideal_bubble()
             lines += [f"Bubble: {found:.1%} of the time that ranks compute or communicate; the schedule "
                       f"{self._layout.schedule} has {ideal:.1%} at equal stages.", ""]
+        lines += self._notes()
         total = sum(one.self_cpu_time_total for one in recorded.key_averages()) or 1
         by_time = sorted(recorded.key_averages(), key=lambda one: -_own_time(one))
         lines += ["| rank 0's operators | calls | own time |", "| --- | --- | --- |"]

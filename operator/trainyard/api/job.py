@@ -309,6 +309,9 @@ class Progress(Lenient):
     """Newest validation loss, in decimal."""
     tokens_per_second: Count | None = None
     """Tokens a second over all ranks, mean of the last steps."""
+    expert_imbalance: Annotated[str, Field(max_length=40)] | None = None
+    """Of a mixture of experts: tokens of the busiest of the ranks that share out a layer's experts over their mean,
+    mean over the layers, in decimal; 1 is even."""
     eta: Time | None = None
     """When training is expected to end."""
     updated: Time | None = None

@@ -186,6 +186,9 @@ class RankProgress(Lenient):
     """When model and optimizer were as they will be trained on, if the program says so."""
     seconds_per_step: Annotated[str, Field(max_length=40)] | None = None
     """Median of the last steps, decimal."""
+    expert_imbalance: Annotated[str, Field(max_length=40)] | None = None
+    """Of a mixture of experts: tokens of the busiest of the ranks that share out a layer's experts over their mean,
+    mean over the layers, since the last log line; decimal."""
     activity: Annotated[str, Field(max_length=32)] | None = None
     """What ranks do between steps that may take long (evaluate, save, export); absent while steps are computed."""
     at: Time | None = None

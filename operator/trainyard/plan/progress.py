@@ -70,7 +70,8 @@ def _made(turn: Turn, told: RankProgress) -> Progress:
         kept = {"updated": stamp(turn.now), "eta": _eta(turn, told), "tokens_per_second": told.tokens_per_second}
     percent = min(100, told.step * 100 // told.steps) if told.steps else None
     return Progress(
-        step=told.step, steps=told.steps, percent=percent, loss=told.loss, evaluation_loss=told.evaluation_loss, **kept
+        step=told.step, steps=told.steps, percent=percent, loss=told.loss, evaluation_loss=told.evaluation_loss,
+        expert_imbalance=told.expert_imbalance, **kept
     )  # fmt: skip
 
 

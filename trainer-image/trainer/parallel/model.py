@@ -79,6 +79,12 @@ class ParallelModel:
         """Numbers in the whole model, tied ones once."""
         return sum(shape.numel() for shape in self.shapes.values())
 
+    def expert_ranks(self) -> list[list[int]]:
+        """Of a mixture: by layer and expert, which rank of those that share its experts out has it."""
+        experts = self.config.num_local_experts
+        each = experts // self.layout.expert
+        return [[expert // each for expert in range(experts)] for _ in range(self.config.num_hidden_layers)]
+
     # ---- a batch
 
     def train_batch(self, count: int, take: Take, factor: float, before: Callable[[int], None]) -> torch.Tensor:

@@ -1,0 +1,64 @@
+"""Mixtures whose router has favourites: what is told of it, and what it does to training."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from train.gang import Ended, train
+from trainer.model import build, names, shape, weights
+from trainyard.api.train import ModelConfig
+
+FAVOURITES = (9.0, 6.0, 0.0, -40.0)  # how much the router likes each expert, whatever the token
+BUSY = re.compile(r"tokens/s \d+ experts (\S+) x, layer (\d+) (\S+) x, its expert (\d+) got (\S+)%(.*)$", re.MULTILINE)
+
+
+@pytest.fixture
+def skewed(tmp_path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """A mixture of 4 experts, 2 a token, whose router sends nearly all tokens to the first two and none to the last."""
+    fields = {**config["model"]["config"], "num_hidden_layers": 2, "num_local_experts": 4, "router_aux_loss_coef": 0.0}
+    model = ModelConfig.model_validate({"family": "mixtral", "size": "tiny", "config": fields})
+    drawn: Any = build.on_meta(build.complete(shape.fields(model)))
+    weights.materialise(drawn, torch.device("cpu"))
+    weights.draw(drawn, 5)
+    with torch.no_grad():
+        drawn.model.embed_tokens.weight[:, 0] = 0.5  # the part of a hidden state that all tokens have
+        for layer in drawn.model.layers:
+            layer.mlp.gate.weight[:, 0] = torch.tensor(FAVOURITES)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    tensors = {}
+    for name, whole in drawn.named_parameters():
+        for piece in names.stored(name, whole.shape):
+            part = whole if piece.expert is None else whole[piece.expert, piece.first_row:][:piece.shape[0]]
+            tensors[piece.name] = part.detach().clone()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(shape.fields(model)))
+    return {**config, "model": {"family": "mixtral", "path": str(folder)}, "batchSize": 4, "steps": 4,
+            "optimizer": {"learningRate": 1e-4, "minLearningRate": 1e-4, "warmupSteps": 1}, "export": False}
+
+
+def busy(ended: Ended) -> list[tuple[str, ...]]:
+    """Of each step: imbalance, worst layer, its imbalance, its busiest expert, its share, and what else is said."""
+    return BUSY.findall(ended.out[0])
+
+
+def test_balance_is_told(tmp_path: Path, skewed: dict[str, Any]) -> None:
+    """Where one expert gets nothing and one rank nearly everything, training goes on and says so."""
+    skewed |= {"parallel": {"shard": 2, "expert": 2}, "profile": {"first": 2, "steps": 2}}
+    ended = train(tmp_path / "run", skewed, 2, checkpoint=tmp_path / "ck")
+    assert ended.codes == [0, 0], ended.text
+    told = busy(ended)
+    assert len(told) == 4, ended.text
+    for imbalance, _, worst, expert, share, rest in told:
+        assert 1.5 < float(imbalance) <= float(worst) <= 2.0
+        assert expert in "01"
+        assert 35 < float(share) <= 50
+        assert rest.endswith("got nothing")
+    page = (tmp_path / "ck" / "profile" / "summary.md").read_text()
+    assert re.search(r"^Experts: the busiest rank of a layer got [12]\.\d\d times the mean", page, re.MULTILINE), page
