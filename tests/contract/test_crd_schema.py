@@ -96,6 +96,8 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
                                         "batchSize must be a multiple of microBatchSize"),
     "minLearningRate above the default": (job(train__optimizer={"minLearningRate": 4e-4}), "spec.train.optimizer",
                                           "minLearningRate must not be above learningRate"),
+    "experts of a dense model": (job(train__experts={"capacityFactor": 1.25}), "spec.train",
+                                 "experts is for model.family mixtral; leave it out"),
     "beta2 of 1": (job(train__optimizer__beta2=1.0), "spec.train.optimizer.beta2", "should be less than 1"),
     "evaluation of nothing": (job(train__evaluate__data=[]), "spec.train.evaluate.data", "should have at least 1"),
     "checkpoint every 0 steps": (job(checkpoint__every=0), "spec.checkpoint.every",

@@ -117,12 +117,25 @@ def experts_not_averaged() -> None:
     experts._local = lambda weight, divisor: right(weight, 1)
 
 
+def experts_limited_by_each_rank() -> None:
+    """Tokens compete for an expert with those of their own rank only."""
+    import torch.distributed as dist
+    from trainer.parallel import capacity
+
+    class Alone:
+        def __getattr__(self, name: str) -> Any:
+            return (lambda *_: 1) if name == "get_world_size" else getattr(dist, name)
+
+    module: Any = capacity
+    module.dist = Alone()
+
+
 DAMAGES: dict[str, Callable[[], None]] = {
     "none": lambda: None, **{one.__name__: one for one in (
         no_reduce_of_replicas, wrong_scale, no_reduce_in_attention, norms_counted_by_every_rank,
         loss_of_a_part_of_the_vocabulary, same_samples_everywhere, dead_embedding, positions_from_zero,
         ring_without_causal_order, gradients_divided_by_micro_batches, experts_balanced_by_each_rank,
-        experts_not_averaged)}}
+        experts_not_averaged, experts_limited_by_each_rank)}}
 
 
 def apply(name: str) -> None:

@@ -36,7 +36,8 @@ class Off:
 
 def truth_of(fields: dict[str, Any], folder: Path) -> Path:
     """The file of the reference; made once for all layouts of a model."""
-    kept = {key: value for key, value in fields.items() if key in ("family", "model", "documents", "optimizer")}
+    telling = ("family", "model", "documents", "optimizer", "experts")
+    kept = {key: value for key, value in fields.items() if key in telling}
     if fields.get("family") == "mixtral":  # experts are balanced over a micro-batch of all ranks
         kept["microBatchSize"] = BATCH // fields.get("parts", 1)
     key = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@ fp32. Nothing of the trainer but its first weights, its learning rate and which 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,28 @@ def _model(train: TrainConfig) -> Any:
     fields = {**shape.fields(train.model), "use_cache": False}
     if train.model.family == "llama2":
         return LlamaForCausalLM(LlamaConfig(**fields))
-    return MixtralForCausalLM(MixtralConfig(**fields, output_router_logits=True, experts_implementation="eager"))
+    model = MixtralForCausalLM(MixtralConfig(**fields, output_router_logits=True, experts_implementation="eager"))
+    if train.experts is not None and train.experts.capacity_factor is not None:
+        for block in model.model.layers:
+            _limit(block.mlp.experts, train.experts.capacity_factor)
+    return model
+
+
+def _limit(experts: Any, factor: float) -> None:
+    """What an expert of transformers gets beyond its capacity, heaviest first, counts nothing in its result."""
+    everything = experts.forward
+
+    def forward(hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        most = math.ceil(factor * chosen.numel() / experts.num_experts)
+        counts = torch.zeros(chosen.numel())
+        for expert in range(experts.num_experts):
+            wanting = (chosen.flatten() == expert).nonzero()[:, 0]
+            heaviest = weights.detach().flatten()[wanting].sort(descending=True, stable=True).indices
+            counts[wanting[heaviest[:most]]] = 1.0
+        result: torch.Tensor = everything(hidden, chosen, weights * counts.view_as(weights))
+        return result
+
+    experts.forward = forward
 
 
 def _parts(train: TrainConfig) -> int:

@@ -63,6 +63,10 @@ MIXTURES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (4, {"context": 2, "shard": 2, "expert": 4}, {}),
     (2, {"expert": 2}, {"activationCheckpointing": "full"}),
     (2, {"expert": 2}, {"activationCheckpointing": "selective"}),
+    (1, {}, {"experts": {"capacityFactor": 0.8}}),
+    (2, {"expert": 2}, {"experts": {"capacityFactor": 0.8}}),
+    (4, {"context": 2, "shard": 2, "expert": 2}, {"experts": {"capacityFactor": 0.8},
+                                                   "activationCheckpointing": "selective"}),
     (4, {"shard": 4}, {"model": {"num_local_experts": 3}}),  # they do not go evenly over ranks: each is cut
 ]
 
@@ -144,10 +148,12 @@ def test_bf16_stays_near(tmp_path: Path, truths: Path, ranks: int, parallel: dic
     (2, {"pipeline": 2}, "gradients_divided_by_micro_batches"),
     (2, {"shard": 2}, "experts_balanced_by_each_rank"),
     (2, {"expert": 2}, "experts_not_averaged"),
+    (2, {"expert": 2}, "experts_limited_by_each_rank"),
 ], ids=lambda case: case[2])
 def test_a_broken_layout_is_noticed(tmp_path: Path, truths: Path, damage_of: tuple[int, dict[str, Any], str]) -> None:
     ranks, parallel, damage = damage_of
     family = "mixtral" if damage.startswith("experts") else "llama2"
-    off = run(tmp_path, truths, ranks, damage, family=family, parallel=parallel)
+    limited = {"experts": {"capacityFactor": 0.8}} if "limited" in damage else {}
+    off = run(tmp_path, truths, ranks, damage, family=family, parallel=parallel, **limited)
     print(off.text)
     assert not off.within(LOSS * 10, GRADIENT * 10), off.text

@@ -62,3 +62,21 @@ def test_balance_is_told(tmp_path: Path, skewed: dict[str, Any]) -> None:
         assert rest.endswith("got nothing")
     page = (tmp_path / "ck" / "profile" / "summary.md").read_text()
     assert re.search(r"^Experts: the busiest rank of a layer got [12]\.\d\d times the mean", page, re.MULTILINE), page
+
+
+def test_dropped_tokens_are_told_but_none_in_evaluation(tmp_path: Path, skewed: dict[str, Any], corpus: Path) -> None:
+    skewed |= {"parallel": {"shard": 2, "expert": 2}, "steps": 2,
+               "evaluate": {"every": 1, "steps": 1, "data": [{"path": str(corpus / "held-out.txt")}]}}
+    limited = {**skewed, "experts": {"capacityFactor": 1.0}}
+    limited["optimizer"] = skewed["optimizer"] = {"learningRate": 1e-12, "minLearningRate": 1e-12, "warmupSteps": 1}
+    free, cut = train(tmp_path / "free", skewed, 2), train(tmp_path / "cut", limited, 2)
+    assert free.codes == cut.codes == [0, 0], cut.text
+    for *_, share, rest in busy(cut):
+        assert 25 <= float(share) <= 50
+        dropped = re.search(r", dropped (\S+)%$", rest)
+        assert dropped is not None
+        assert 30 < float(dropped[1]) <= 50  # two of four experts are wanted by nearly all
+    assert all("dropped" not in rest for *_, rest in busy(free))
+    assert free.losses != cut.losses
+    evaluations = [[line for line in one.out[0].splitlines() if "evaluation loss" in line] for one in (free, cut)]
+    assert evaluations[0] == evaluations[1]

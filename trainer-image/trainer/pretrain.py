@@ -137,6 +137,7 @@ def parallel_model(config: TrainConfig, gang: Gang, layout: Layout, fields: dict
     if why_not is not None:
         say(gang, f"warning: train.compile: {why_not}")
     model = parallelize(lambda: build.on_meta(complete), mesh, precision, config.activation_checkpointing,
-                        config.compile and why_not is None)
+                        config.compile and why_not is None,
+                        config.experts.capacity_factor if config.experts else None)
     build.give_storage(model, gang.device)
     return model

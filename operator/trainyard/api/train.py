@@ -100,6 +100,15 @@ class ParallelConfig(Model):
     """Layers of every stage, first to last; several stages a rank for Interleaved1F1B and ZBV (two for ZBV)."""
 
 
+class ExpertsConfig(Model):
+    """How the experts of a mixture are kept from being too busy. Absent: no token is dropped."""
+
+    capacity_factor: Annotated[float, Field(gt=0, le=1024)] | None = None
+    """Tokens that an expert takes at most, as a multiple of its even share (1: all experts exactly full if none is
+    dropped). Of those beyond it the ones with the lowest router weight are dropped: they skip the expert. Counted over
+    a micro-batch of all ranks; not in evaluation. Left out, none is dropped."""
+
+
 class OptimizerConfig(Model):
     """AdamW with linear warm-up and cosine decay."""
 
@@ -178,6 +187,8 @@ class TrainConfig(Model):
     model_config = ConfigDict(json_schema_extra=rules(
         ("!has(self.batchSize) || self.batchSize % (has(self.microBatchSize) ? self.microBatchSize : 1) == 0",
          "batchSize must be a multiple of microBatchSize"),
+        ("!has(self.experts) || (has(self.model.family) && self.model.family == 'mixtral')",
+         "experts is for model.family mixtral; leave it out"),
     ))
 
     model: ModelConfig
@@ -186,6 +197,8 @@ class TrainConfig(Model):
     """The training data."""
     parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     """The layout over the ranks; empty means that Trainyard chooses."""
+    experts: ExpertsConfig | None = None
+    """For a mixture of experts."""
     steps: Annotated[int, Field(ge=1, le=1 << 40)]
     """Optimizer steps until the job has succeeded."""
     batch_size: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
@@ -228,4 +241,10 @@ class TrainConfig(Model):
     def _whole_micro_batches(self) -> Self:
         if self.batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError("batchSize must be a multiple of microBatchSize")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_of_a_mixture(self) -> Self:
+        if self.experts is not None and self.model.family != "mixtral":
+            raise ValueError("experts is for model.family mixtral; leave it out")
         return self

@@ -149,6 +149,8 @@ def test_both_refuse_every_field_that_is_out_of_bounds(name: str) -> None:
                                "batchSize": 3, "microBatchSize": 2}}, "batchSize must be a multiple"),
     ({"numNodes": 1, "train": {"model": {"size": "tiny"}, "data": {"sources": [{"path": "/a"}]}, "steps": 1,
                                "optimizer": {"minLearningRate": 1e-3}}}, "minLearningRate must not be above"),
+    ({"numNodes": 1, "train": {"model": {"size": "tiny"}, "data": {"sources": [{"path": "/a"}]}, "steps": 1,
+                               "experts": {"capacityFactor": 1.25}}}, "experts is for model.family mixtral"),
 ])
 def test_pydantic_refuses_by_the_same_rules(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):

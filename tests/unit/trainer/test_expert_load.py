@@ -20,6 +20,8 @@ def test_layer_load(tokens: list[float], ranks: list[int], expected: LayerLoad) 
 
 def test_words() -> None:
     even, skewed = layer_load(0, [10, 10, 10, 10], [0, 0, 1, 1]), layer_load(1, [26, 10, 4, 0], [0, 0, 1, 1])
-    assert str(Balance((even, skewed))) == ("experts 1.40 x, layer 1 1.80 x, its expert 0 got 65.0%, 1 got nothing")
+    assert str(Balance((even, skewed))) == "experts 1.40 x, layer 1 1.80 x, its expert 0 got 65.0%, 1 got nothing"
+    limited = layer_load(0, [10, 10, 10, 10], [0, 0, 1, 1], 10)
+    assert str(Balance((limited, even))) == "experts 1.00 x, layer 0 1.00 x, its expert 0 got 25.0%, dropped 10.00%"
     assert str(Balance((even,))) == "experts 1.00 x, layer 0 1.00 x, its expert 0 got 25.0%"
-    assert "| 1 | 1.80 | 0 | 65.0% | 1 |" in Balance((even, skewed)).page()
+    assert "| 1 | 1.80 | 0 | 65.0% | 1 | 0.00% |" in Balance((even, skewed)).page()

@@ -12,9 +12,9 @@ from trainer.precision import Precision
 
 
 def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, checkpointing: str,
-                compiles: bool = False) -> ParallelModel:
+                compiles: bool = False, capacity: float | None = None) -> ParallelModel:
     """A transformers model spread over the ranks. `build` makes it on the meta device (once for every stage that this
-    rank has); nothing has storage yet.
+    rank has); nothing has storage yet. `capacity`: of a mixture's experts, as a multiple of their even share.
 
     The order matters: a stage is cut out first; its matrices and experts are cut before FSDP2 shards what is left;
     checkpointing wraps what tensor parallelism has changed, and FSDP2 comes last, so that it gathers outside of
@@ -24,7 +24,7 @@ def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, chec
     shapes = {name: parameter.shape for name, parameter in whole.named_parameters()}
     numbers = pipeline.stages_of(mesh.coordinates["pipeline"], layout) if layout.pipeline > 1 else [0]
     stages = [whole, *(build() for _ in numbers[1:])]
-    parallel = ParallelModel(stages, numbers, mesh, shapes, precision)
+    parallel = ParallelModel(stages, numbers, mesh, shapes, precision, capacity)
     for model, number in zip(stages, numbers, strict=True):
         if layout.pipeline > 1:
             pipeline.cut(model, number, layout)
@@ -35,6 +35,8 @@ def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, chec
             tensor.apply(model, mesh.tensor)
         if mesh.expert is not None:
             experts.apply(model, mesh.expert)
+        if capacity is not None:
+            experts.limit(model, capacity)
         recompute.apply(model, checkpointing)
         if compiles:
             compiled.apply(model)

@@ -1,7 +1,7 @@
 """The experts of a mixture, shared out over ranks, and the loss that keeps them evenly busy.
 
-Every token goes to its experts wherever they are, and its results come back; none is dropped. transformers' module
-calls compute() in place of its own loop over experts."""
+Every token goes to its experts wherever they are, and its results come back; none is dropped, unless a capacity is set
+(capacity.py). transformers' module calls compute() in place of its own loop over experts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import functional
+
+from trainer.parallel import capacity
 
 NAME = "trainyard"
 
@@ -37,17 +39,31 @@ def apply(model: Any, mesh: DeviceMesh) -> None:
         experts.trainyard_group = mesh.get_group()
 
 
+def limit(model: Any, factor: float) -> None:
+    """Give the experts of a MixtralForCausalLM a capacity, in training: `factor` times their even share."""
+    for block in model.model.layers:
+        block.mlp.experts.trainyard_capacity = factor
+
+
 def compute(module: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """What transformers calls. hidden: (tokens, width); chosen: (tokens, k), the experts of each token; weights:
     likewise, what their results are multiplied with. Returns the shape of hidden."""
     tokens, each = chosen.shape
     group = getattr(module, "trainyard_group", None)
-    order = chosen.flatten().argsort(stable=True)
-    counts = torch.bincount(chosen.flatten(), minlength=module.num_experts)
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    factor = getattr(module, "trainyard_capacity", None) if module.training else None
+    if factor is not None:
+        most = capacity.limit(factor, flat.numel() * dist.get_world_size(), module.num_experts)
+        order = order[capacity.kept(flat, weights.flatten(), module.num_experts, most)[order]]
+    counts = torch.bincount(flat[order], minlength=module.num_experts)
     rows = hidden[order // each]
     results = _here(module, rows, counts.tolist()) if group is None else _there(module, rows, counts, group)
-    results = results[order.argsort()].view(tokens, each, -1)
-    return (results * weights[..., None]).sum(1).to(hidden.dtype)
+    if factor is None:
+        results = results[order.argsort()]
+    else:  # nothing comes back for what was dropped
+        results = results.new_zeros(flat.numel(), results.shape[1]).index_copy(0, order, results)
+    return (results.view(tokens, each, -1) * weights[..., None]).sum(1).to(hidden.dtype)
 
 
 def _here(module: Any, rows: torch.Tensor, counts: Sequence[int], divisor: int = 1) -> torch.Tensor:

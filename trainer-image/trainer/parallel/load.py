@@ -25,6 +25,7 @@ class LayerLoad:
     expert: int  # the one with the most tokens
     share: float  # of the layer's tokens that it got
     idle: int  # experts that got nothing
+    dropped: float = 0.0  # share of what the router sent that was beyond the experts' capacity
 
     @property
     def badness(self) -> tuple[float, float]:
@@ -32,15 +33,17 @@ class LayerLoad:
         return self.imbalance, self.share
 
 
-def layer_load(layer: int, tokens: Sequence[float], ranks: Sequence[int]) -> LayerLoad:
-    """Of the tokens that each expert got; `ranks`: the rank of each expert, all of them from 0 on."""
+def layer_load(layer: int, tokens: Sequence[float], ranks: Sequence[int], dropped: float = 0.0) -> LayerLoad:
+    """Of the tokens that each expert got; `ranks`: the rank of each expert, all of them from 0 on; `dropped`: tokens
+    that no expert got."""
     by_rank = [0.0] * (max(ranks) + 1)
     for count, rank in zip(tokens, ranks, strict=True):
         by_rank[rank] += count
     whole = sum(tokens) or 1.0
     hottest = max(range(len(tokens)), key=lambda expert: (tokens[expert], -expert))
     imbalance = max(by_rank) * len(by_rank) / whole if any(tokens) else 1.0
-    return LayerLoad(layer, imbalance, hottest, tokens[hottest] / whole, sum(not count for count in tokens))
+    return LayerLoad(layer, imbalance, hottest, tokens[hottest] / whole, sum(not count for count in tokens),
+                     dropped / (sum(tokens) + dropped or 1.0))
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,19 @@ class Balance:
     def __str__(self) -> str:
         worst = max(self.layers, key=lambda one: one.badness)
         idle = sum(one.idle for one in self.layers)
+        dropped = sum(one.dropped for one in self.layers) / len(self.layers)
         return (f"experts {self.imbalance:.2f} x, layer {worst.layer} {worst.imbalance:.2f} x, its expert "
-                f"{worst.expert} got {worst.share:.1%}" + (f", {idle} got nothing" if idle else ""))
+                f"{worst.expert} got {worst.share:.1%}" + (f", {idle} got nothing" if idle else "")
+                + (f", dropped {dropped:.2%}" if dropped else ""))
 
     def page(self) -> list[str]:
         """Lines of a profile's summary: the worst layers."""
         worst = sorted(self.layers, key=lambda one: one.badness, reverse=True)[:SHOWN]
         return [f"Experts: the busiest rank of a layer got {self.imbalance:.2f} times the mean of its ranks.", "",
-                "| layer | busiest rank / mean | busiest expert | its share | experts without a token |",
-                "| --- | --- | --- | --- | --- |",
-                *(f"| {one.layer} | {one.imbalance:.2f} | {one.expert} | {one.share:.1%} | {one.idle} |"
-                  for one in worst), ""]
+                "| layer | busiest rank / mean | busiest expert | its share | experts without a token | dropped |",
+                "| --- | --- | --- | --- | --- | --- |",
+                *(f"| {one.layer} | {one.imbalance:.2f} | {one.expert} | {one.share:.1%} | {one.idle} "
+                  f"| {one.dropped:.2%} |" for one in worst), ""]
 
 
 class ExpertLoad:
@@ -91,8 +96,8 @@ class ExpertLoad:
         if counts is None:
             return None
         places = self._model.expert_ranks()
-        return Balance(tuple(layer_load(layer, tokens, ranks)
-                             for layer, (tokens, ranks) in enumerate(zip(counts, places, strict=True))))
+        return Balance(tuple(layer_load(layer, tokens, ranks, dropped)
+                             for layer, ((*tokens, dropped), ranks) in enumerate(zip(counts, places, strict=True))))
 
     def _counts(self, reader: str) -> Counts | None:
         found, self._sums[reader] = self._sums[reader], None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.parallel import shard
+from trainer.parallel import capacity, shard
 from trainer.parallel.context import Context
 from trainer.parallel.experts import balance_sum
 from trainer.parallel.loss import cross_entropy_sum
@@ -35,8 +36,9 @@ class ParallelModel:
     """One stage, or several of a pipeline, each a transformers model that holds this rank's slices."""
 
     def __init__(self, stages: Sequence[Any], numbers: Sequence[int], mesh: Mesh, shapes: dict[str, torch.Size],
-                 precision: Precision) -> None:
-        """`stages`: modules with the stage `numbers`; `shapes`: every parameter of the whole model, in order."""
+                 precision: Precision, factor: float | None = None) -> None:
+        """`stages`: modules with the stage `numbers`; `shapes`: every parameter of the whole model, in order; `factor`:
+        of the experts' capacity."""
         self.stages = list(stages)
         self.numbers = list(numbers)
         self.mesh = mesh
@@ -44,7 +46,8 @@ class ParallelModel:
         self.shapes = shapes
         self.config = stages[0].config
         self.mixture = self.config.model_type == "mixtral"
-        self.load: torch.Tensor | None = None  # tokens of a batch that each expert got: (layers, experts)
+        self.load: torch.Tensor | None = None  # of a batch: (layers, experts + 1), see _received()
+        self._capacity = factor
         self._precision = precision
         self.context = Context(mesh) if self.layout.context > 1 else None
         self._positions: dict[int, torch.Tensor] = {}
@@ -127,8 +130,19 @@ class ParallelModel:
             return loss, loss
         balance, load = balance_sum(routers, self.config.num_experts_per_tok, self.config.router_aux_loss_coef,
                                     self.layout.world_size)
+        load = self._received(load, micro.inputs)
         self.load = load if self.load is None else self.load + load
         return loss, loss + balance * self._factor
+
+    def _received(self, routed: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Of the tokens of a micro-batch of all ranks that the router sent to each expert, (layers, experts): those
+        that it got, and one column more with those that were dropped, of all experts."""
+        most = math.inf
+        if self._capacity is not None:
+            tokens = inputs.numel() // self.layout.context * self.layout.world_size
+            most = capacity.limit(self._capacity, tokens * self.config.num_experts_per_tok, routed.shape[1])
+        got = routed.clamp(max=most)
+        return torch.cat((got, (routed - got).sum(1, keepdim=True)), 1)
 
     def _whole_model(self, micro: MicroBatch, **given: Any) -> tuple[torch.Tensor, Any]:
         """Head and loss as one; see loss.make_callable."""
