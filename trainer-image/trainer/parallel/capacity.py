@@ -26,8 +26,8 @@ def kept(chosen: torch.Tensor, weights: torch.Tensor, experts: int, most: int) -
     """Which of this rank's assignments stay: (n,) booleans for (n,) experts `chosen` and their `weights`, 0 to 1. Each
     expert keeps `most` over all ranks, the heaviest; of equal ones at the limit those of lower ranks, then the earlier.
 
-    NaN counts as some weight or other. The limit is found digit by digit, from histograms that are added up over the ranks: some KB an expert, whatever
-    the number of tokens."""
+    The limit is found digit by digit, from histograms that are added up over the ranks: some KB an expert, whatever
+    the number of tokens. NaN counts as some weight or other."""
     keys = weights.detach().float().contiguous().view(torch.int32).long().clamp(0, (1 << (DIGIT * ROUNDS)) - 1)
     last = torch.zeros(experts, dtype=torch.int64, device=keys.device)  # first digits of the lightest that stays
     room = torch.full_like(last, most)  # for keys that begin like it
