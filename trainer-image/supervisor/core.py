@@ -64,7 +64,7 @@ class Core(Master):
         self._exits, self._failure, self._forced = {}, None, False
         self._saved, self._saved_step = False, None
         self._missing = []
-        self._pending = None
+        self._pending, self._checking, self._checked = None, False, None
         self._do(e.DropReport())
         self._report.begin(run)
         self.place = self.world.place(self.me.index)
@@ -180,9 +180,10 @@ class Core(Master):
         if self.state == "wait":
             return
         state = states[self.state]
-        if self.alive and state in ("joining", "drained"):
+        if self.alive and not self._checking and state in ("joining", "drained"):
             state = "stopping"
-        status = e.Status(self.run[0], self.run[1], state, self._saved_step, self._saved, self.me.pod_ip, self._port)
+        status = e.Status(self.run[0], self.run[1], state, self._saved_step, self._saved, self.me.pod_ip, self._port,
+                          self._checked)
         if status != self._status:
             self._status = status
             self._do(e.SendStatus(status))
@@ -200,6 +201,8 @@ class Core(Master):
             return
         if gang.run != self.run:
             return
+        if gang.check is not None:
+            self._check_pair(gang.check)
         if gang.start is not None:
             self._pending = gang.start
             self._try_start()
@@ -333,7 +336,7 @@ class Core(Master):
             self._send_status()
 
     def _ranks_gone(self, event: e.Event) -> None:
-        self.alive = self._killing = False
+        self.alive = self._killing = self._checking = False
         if self.leaving is not None:
             self._do(e.Leave(self.leaving, flush=not self.fenced))
             return
@@ -352,6 +355,9 @@ class Core(Master):
             self._set_timer("term", world.drain_seconds)
         elif self.state in ("join", "failed"):
             self.state = "drained"  # nothing here could be saved
+            if self._checking:
+                self._checking = False
+                self._kill_ranks()
             self._timers.pop("hold", None)
             self._send_status()
         self._check_drained()
@@ -476,10 +482,12 @@ Core.HANDLERS = {
     e.MemberAsks: Core._member_asks, e.MemberGone: Core._member_gone, e.Linked: Core._linked,
     e.Unlinked: Core._unlinked, e.GangSeen: Core._gang_seen, e.TablePart: Core._table_part,
     e.RankExited: Core._rank_exited, e.RanksGone: Core._ranks_gone, e.ProgressSeen: Core._progress,
-    e.HangSeen: Core._hang, e.HangOver: Core._hang_over, e.Terminate: Core._terminate, e.Timer: Core._timer,
+    e.HangSeen: Core._hang, e.HangOver: Core._hang_over, e.PairChecked: Core._pair_checked,
+    e.Terminate: Core._terminate, e.Timer: Core._timer,
 }
 Core.TIMERS = {
     "settle": Core._failed, "hold": Core._hold_over, "term": Core._term, "kill": Core._kill, "leave": Core._grace_over,
     "missing": Core._missing_now, "local": Core._local, "done": Core._done, "early": Core._early,
     "progress": Core._progress_now, "lost": Core._tell_lost, "scheduler": Core._scheduler_over,
+    "round": Core._round_over, "answer": Core._unanswered,
 }

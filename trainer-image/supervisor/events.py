@@ -37,6 +37,7 @@ class World:
     join_seconds: float = 60
     drain_seconds: float = 30
     local_attempts: int = 3
+    check: str = ""  # Pairs: nodes are checked in pairs before the ranks of this generation start
     version: int = 0  # metadata.generation: grows with every change of this object
 
     @property
@@ -88,6 +89,7 @@ class World:
                 join_seconds=float(spec.get("joinSeconds") or 60),
                 drain_seconds=float(spec.get("drainSeconds") or 30),
                 local_attempts=int(spec.get("localAttempts", 3)),
+                check=str(spec.get("check") or ""),
                 version=int((manifest.get("metadata") or {}).get("generation") or 0),
             )
         except KeyError as error:
@@ -145,6 +147,27 @@ class Hello:
     incarnation: int
     pod_uid: str
     place: str = ""  # its devices, see ranktable.py; empty: not known
+    checks: bool = False  # it knows how to be checked in pairs
+
+
+@dataclass(frozen=True)
+class PairOrder:
+    """Be checked together with another member."""
+
+    round: int  # from 1 on
+    rank: int  # 0 or 1
+    peer: int  # index of the other
+    host: str  # of the store in which the two meet
+    port: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How a check of this member with another went."""
+
+    round: int
+    passed: bool
+    why: str = ""  # it failed
 
 
 @dataclass(frozen=True)
@@ -159,6 +182,7 @@ class Status:
     saved: bool = False  # drained: all ranks saved
     host: str = ""
     port: int = 0  # place 0 only: a free port, for programs without torch's store
+    checked: Optional[Checked] = None  # the last check in this run
 
     @property
     def run(self) -> Run:
@@ -183,6 +207,7 @@ class GangState:
     attempt: int
     start: Optional[Start] = None
     ended: str = ""  # finished | drained: all members have said so
+    check: Optional[PairOrder] = None  # to be done before the start
 
     @property
     def run(self) -> Run:
@@ -296,6 +321,14 @@ class RankExited:
 
 
 @dataclass(frozen=True)
+class PairChecked:
+    """The process of a check has ended."""
+
+    run: Run
+    checked: Checked
+
+
+@dataclass(frozen=True)
 class RanksGone:
     """Every process of the ranks has ended and was reaped."""
 
@@ -342,7 +375,7 @@ class Timer:
 Event = Union[
     WorldSeen, WorldMissing, ApiLost, ApiBack, Unauthorized, StoreOpened, StoreReady, MemberHello, MemberStatus,
     MemberBeat, MemberAsks, MemberGone, Linked, Unlinked, GangSeen, TablePart, RankExited, RanksGone, ProgressSeen,
-    HangSeen, HangOver, Terminate, Timer,
+    HangSeen, HangOver, PairChecked, Terminate, Timer,
 ]
 
 # Actions --------------------------------------------------------------------------------------------------------------
@@ -356,6 +389,14 @@ class StartRanks:
     restarts: int
     table: Table = ()
     place: int = 0  # of this pod
+
+
+@dataclass(frozen=True)
+class CheckPair:
+    """Be checked with another member; answered by PairChecked. KillRanks ends it as well."""
+
+    run: Run
+    order: PairOrder
 
 
 @dataclass(frozen=True)
@@ -478,6 +519,6 @@ class Leave:
 
 
 Action = Union[
-    StartRanks, KillRanks, TermRanks, TouchDrain, OpenStore, CloseStore, PrepareStore, Link, Unlink, SendStatus, Tell,
-    SendPart, AskTable, Refuse, WriteReport, DropReport, ReadWorld, TerminationMessage, Log, Leave,
+    StartRanks, CheckPair, KillRanks, TermRanks, TouchDrain, OpenStore, CloseStore, PrepareStore, Link, Unlink,
+    SendStatus, Tell, SendPart, AskTable, Refuse, WriteReport, DropReport, ReadWorld, TerminationMessage, Log, Leave,
 ]

@@ -8,6 +8,7 @@ from typing import Counter, Dict, List, Optional, Set, Tuple
 
 from supervisor import ranktable
 from supervisor.events import GangState, Hello, Run, Start, Status, StoreReady, World
+from supervisor.pairs import Pairs
 
 FINAL = ("finished", "drained")  # stay true when the member is gone
 
@@ -34,6 +35,7 @@ class Gang:
         self.run: Run = (world.generation, 0)
         self.start: Optional[Start] = None
         self.ready: Optional[StoreReady] = None
+        self.pairs: Optional[Pairs] = None  # the check of nodes before the start, if there is one
         self._places: Dict[int, Place] = {}
         self._index: Dict[int, int] = {}  # by connection
         self._claims: Dict[Tuple[int, int], str] = {}  # (index, incarnation) -> pod UID
@@ -63,6 +65,7 @@ class Gang:
         self.run = run
         self.start = None
         self.ready = None
+        self.pairs = None
         self._silent = set()
 
     def hello(self, connection: int, hello: Hello) -> str:
@@ -99,6 +102,8 @@ class Gang:
         self._count(place, 1)
         if status.state == "running":
             place.ran = status.run
+        if self.pairs is not None and status.checked is not None and status.run == self.run:
+            self.pairs.take(index, status.checked)
         return True
 
     def gone(self, connection: int) -> None:
@@ -133,10 +138,9 @@ class Gang:
     def try_start(self) -> bool:
         """True when all members have joined just now and know each other's place. ranktable.Unusable if their devices
         can never meet."""
-        if self.start is not None or self.ready is None or self.ready.run != self.run:
+        if not self._complete():
             return False
-        if self._counts[(self.run, "joining")] < self.world.size or self.rejoined():
-            return False
+        assert self.ready is not None
         first = self._places[self.world.holder(0)].status
         assert first is not None
         table = self._table()
@@ -145,6 +149,21 @@ class Gang:
         else:  # then rank 0, or MindSpore's scheduler beside it, makes the meeting point itself
             self.start = Start(first.host, first.port, False, table)
         return True
+
+    def _complete(self) -> bool:
+        """Everybody and everything is there, and nobody was told to start yet."""
+        if self.start is not None or self.ready is None or self.ready.run != self.run:
+            return False
+        return self._counts[(self.run, "joining")] >= self.world.size and not self.rejoined()
+
+    def wants_check(self) -> bool:
+        """Whether nodes are to be checked in pairs now: asked for by the World, in its first attempt alone."""
+        return self.world.check == "Pairs" and self.run[1] == 0 and self._complete() and len(self.able()) > 1
+
+    def able(self) -> List[int]:
+        """Members that can take part in that, in the order of their places; an older supervisor cannot."""
+        places = ((index, self._places.get(index)) for index in self.world.members())
+        return [index for index, place in places if place is not None and place.hello.checks]
 
     def _table(self) -> str:
         """The rank table of the members that are here; its digest."""
@@ -219,7 +238,8 @@ class Gang:
         """What this member is told; a run that it has started before is never started a second time."""
         place = self._places[self._index[connection]]
         again = place.ran == self.run and place.status is not None and place.status.state == "joining"
-        return GangState(self.run[0], self.run[1], None if again else self.start, self.ended)
+        check = self.pairs.order(place.hello.index) if self.pairs is not None else None
+        return GangState(self.run[0], self.run[1], None if again else self.start, self.ended, check)
 
     def connections(self) -> List[int]:
         """Connections of all admitted members."""

@@ -18,6 +18,7 @@ from supervisor.copies.process import CopierProcess
 from supervisor.core import Core
 from supervisor.forkserver import Forked, ForkServer
 from supervisor.logs import Logs
+from supervisor.paircheck import PairCheck
 from supervisor.ranks import Ranks, base_environment, read
 from supervisor.store import StoreLink, StoreServer
 from supervisor.torchstore import TorchStore, free_port
@@ -48,6 +49,7 @@ class Loop:
                                  scratch, self._logs)
         self._forks_link: Optional[socket.socket] = None
         self._ranks = Ranks(program, me, environment, scratch, self._logs, self.post, self._protected, self._forks)
+        self._check = PairCheck(program, base_environment(environment), scratch, self._logs, self.post)
         self._torch = TorchStore(me.pod_ip, program, lambda: free_port(six), self._logs.say, me.runtime == "torch")
         self._environment = environment
         self._place_told = ""
@@ -117,7 +119,7 @@ class Loop:
         if self._events or self._children_ended or self._forward:
             return 0
         due: List[Optional[float]] = [self._core.deadline(), self._ranks.deadline(), self._forks.deadline(),
-                                      self._copier.deadline()]
+                                      self._copier.deadline(), self._check.deadline()]
         due += [part.deadline() for part in (self._server, self._link) if part is not None]
         soonest = min((at for at in due if at is not None), default=None)
         return None if soonest is None else max(0.0, soonest - time.monotonic())
@@ -130,6 +132,7 @@ class Loop:
             self._ranks.forward(self._forward.popleft())
         self._forks_told(self._forks.step())
         self._copier.step()
+        self._check.step()
         self._ranks.step()
         for part in (self._server, self._link):
             if part is not None:
@@ -211,6 +214,7 @@ class Loop:
         self._forks_told(self._forks.ended(pid, status))
         self._torch_ended(pid, status)
         self._copier.ended(pid)
+        self._check.ended(pid, status)
 
     def _torch_ended(self, pid: int, status: int) -> None:
         self._ready(self._torch.ended(pid, status))
@@ -278,6 +282,7 @@ class Loop:
 
 ACTIONS: Dict[type, Callable[[Loop, Any], None]] = {
     e.StartRanks: lambda loop, action: loop._ranks.start(action),
+    e.CheckPair: lambda loop, action: loop._check.start(action),
     e.KillRanks: lambda loop, _: loop._ranks.kill(),
     e.TermRanks: lambda loop, _: loop._ranks.term(),
     e.TouchDrain: lambda loop, _: loop._ranks.touch_drain(),

@@ -55,6 +55,8 @@ class Machine:
         self._port = 0
         self._basket = Basket()  # the rank table
         self._pending: Optional[e.Start] = None  # waits for its rank table
+        self._checking = False  # what is alive is a check
+        self._checked: Optional[e.Checked] = None  # the last one in this run
         self._progress_at = float("-inf")
         self._warned: Dict[str, None] = {}
         self._out: List[e.Action] = []

@@ -6,9 +6,9 @@ from typing import List, Optional
 
 from supervisor import events as e
 from supervisor import ranktable
+from supervisor.checks import Checks
 from supervisor.failures import CONFIGURATION
 from supervisor.gang import Gang
-from supervisor.machine import Machine
 
 LOST_AFTER = 1.0  # s that a peer gets to connect again before the operator is told that it is lost
 LOST_SHOWN = 64  # indices a report
@@ -16,7 +16,7 @@ LOCAL_DELAY = 3.0  # s without the API before the same members are started again
 MISSING_EVERY = 1.0  # s between two looks at who has not joined, once joinSeconds are over
 
 
-class Master(Machine):
+class Master(Checks):
     """Forms the gang, collects who finished and drained, starts it again without the API."""
 
     def _member_hello(self, event: e.MemberHello) -> None:
@@ -109,7 +109,7 @@ class Master(Machine):
             return
         if world.phase == "Run":
             try:
-                if gang.try_start():
+                if not self._waits_for_checks(gang) and gang.try_start():
                     self._formed(gang)
             except ranktable.Unusable as error:
                 self._break(str(error), error.index, CONFIGURATION)

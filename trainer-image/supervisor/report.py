@@ -48,6 +48,7 @@ class Report:
         self._failure: Optional[Exit] = None
         self._formed_at = ""
         self._hang: Optional[Dict[str, Any]] = None
+        self.check: Optional[Dict[str, Any]] = None  # of nodes in pairs, on the master's pod
         self._progress: Optional[Dict[str, Any]] = None
         self._first_step_at = ""
         self._start: Optional[int] = None
@@ -56,7 +57,7 @@ class Report:
         """Another run: nothing said of the last one holds any more; warnings stay."""
         self._run, self.kind, self.missing, self.drained_step = run, "", [], None
         self._failure, self._formed_at, self._progress, self._first_step_at = None, "", None, ""
-        self._start, self._hang, self.lost = None, None, []
+        self._start, self._hang, self.lost, self.check = None, None, [], None
 
     def form(self, wall: float) -> None:
         """The gang is complete."""
@@ -120,6 +121,7 @@ class Report:
         optional = {
             "address": self.address or None, "formedAt": self._formed_at or None, "drainedStep": self.drained_step,
             "progress": self._progress, "failure": self._failure_spec(), "hang": self._hang,
+            "check": self.check,
         }
         if self.lost:
             spec.update(lost=self.lost, lostAt=timestamp(self.lost_at))

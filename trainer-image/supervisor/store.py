@@ -35,16 +35,23 @@ def status_from(message: Dict[str, Any]) -> e.Status:
     step = message.get("step")
     return e.Status(int(message["generation"]), int(message["attempt"]), str(message["state"]),
                     None if step is None else int(step), bool(message.get("saved")), str(message.get("host", "")),
-                    int(message.get("port", 0)))
+                    int(message.get("port", 0)), checked_from(message.get("checked")))
+
+
+def checked_from(told: Optional[Dict[str, Any]]) -> Optional[e.Checked]:
+    """How a check in a Status went, likewise."""
+    return e.Checked(int(told["round"]), bool(told["passed"]), str(told.get("why", ""))) if told else None
 
 
 def gang_from(message: Dict[str, Any]) -> e.GangState:
     """A GangState, likewise."""
-    start = message.get("start")
+    start, check = message.get("start"), message.get("check")
     return e.GangState(int(message["generation"]), int(message["attempt"]),
                        e.Start(str(start["host"]), int(start["port"]), bool(start["agent_store"]),
                                str(start.get("table", ""))) if start else None,
-                       str(message.get("ended", "")))
+                       str(message.get("ended", "")),
+                       e.PairOrder(int(check["round"]), int(check["rank"]), int(check["peer"]), str(check["host"]),
+                                   int(check["port"])) if check else None)
 
 
 class Guest:
@@ -119,7 +126,8 @@ class StoreServer:
             guest.channel.session = session_key(self._token, guest.nonce, nonce)
             guest.known = True
             self._post(e.MemberHello(guest.number, e.Hello(int(hello["index"]), int(hello["incarnation"]),
-                                                           str(hello["podUid"]), str(hello.get("place", "")))))
+                                                           str(hello["podUid"]), str(hello.get("place", "")),
+                                                           bool(hello.get("checks")))))
         elif "state" in message:
             self._post(e.MemberStatus(guest.number, status_from(message)))
         elif "table" in message:
@@ -183,7 +191,8 @@ class StoreLink:
                  post: Callable[[e.Event], None], say: Callable[[str], None]) -> None:
         self._selector = selector
         self._link = link
-        self._hello: Dict[str, Any] = {"index": me.index, "incarnation": me.incarnation, "podUid": me.pod_uid}
+        self._hello: Dict[str, Any] = {"index": me.index, "incarnation": me.incarnation, "podUid": me.pod_uid,
+                                       "checks": True}
         self._place = place
         self._post = post
         self._say = say

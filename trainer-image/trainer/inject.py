@@ -10,6 +10,7 @@ from trainer.errors import ConfigError
 
 _FORM = re.compile(r"nan:step=(\d+)(?:,rank=(\d+))?(?:,times=(\d+))?")
 _SPIKE = re.compile(r"spike:step=(\d+)")
+_CHECK = re.compile(r"check:pod=[^,;]+,how=(?:hang|sum)")  # acts before ranks start: supervisor/collective.py
 SPIKE = 10.0
 
 
@@ -27,13 +28,15 @@ class Injection:
         times 1 if they are not said. Raises ConfigError."""
         steps, spikes = {}, set()
         for part in filter(None, (part.strip() for part in text.split(";"))):
+            if _CHECK.fullmatch(part) is not None:
+                continue
             if (match := _SPIKE.fullmatch(part)) is not None:
                 spikes.add(int(match[1]))
                 continue
             match = _FORM.fullmatch(part)
             if match is None:
-                raise ConfigError(f"TRAINYARD_INJECT should be like nan:step=5,rank=1,times=2 or spike:step=7, found "
-                                  f"{part!r}")
+                raise ConfigError("TRAINYARD_INJECT should be like nan:step=5,rank=1,times=2, spike:step=7 or "
+                                  f"check:pod=j-2-1,how=sum, found {part!r}")
             step, rank, times = match.groups()
             steps[int(step)] = (int(rank or 0), int(times or 1))
         return cls(steps, frozenset(spikes))

@@ -84,6 +84,8 @@ class WorldSpec(Lenient):
     """Seconds that ranks get to save and stop after Drain."""
     local_attempts: Annotated[int, Field(ge=0, le=1000)] = 3
     """Restarts of the same members that the master may start by itself while the API cannot be reached."""
+    check: Literal["None", "Pairs"] = "None"
+    """Pairs: before the ranks of this generation start, each node runs a few collectives with two others in turn."""
 
     def incarnation(self, index: int) -> int:
         """The incarnation that holds this index now."""
@@ -147,6 +149,19 @@ class Hang(Lenient):
     """Stacks of their threads."""
     positions: Annotated[list[Position], Field(max_length=256)] = Field(default_factory=list)
     """Where each is."""
+
+
+class Check(Lenient):
+    """What came of the check of nodes in pairs that the World asked for."""
+
+    pairs: Count
+    """Pairs that met."""
+    failed: Count = 0
+    """Those of them that failed."""
+    culprits: Annotated[list[Index], Field(max_length=64)] = Field(default_factory=list)
+    """Indices that failed with both their partners, while one of these passed with another (the first 64)."""
+    reason: Annotated[str, Field(max_length=1024)] = ""
+    """What was found, in one line."""
 
 
 class RankProgress(Lenient):
@@ -225,11 +240,11 @@ class ReportSpec(Lenient):
     sequence: Annotated[int, Field(ge=1, le=2**53)]
     """Grows with every write."""
     kind: Literal["Master", "Formed", "Missing", "RankFailed", "PeerLost", "Stopping", "Drained",
-                  "Finished"]
+                  "Finished", "Checked"]
     """Master: my store listens at `address`. Formed: all members joined, ranks start (master only). Missing: members
     did not join in time (master only). RankFailed: see failure. PeerLost: see lost. Stopping: this pod was told to end
     and would like a Drain. Drained: all ranks of the gang saved and stopped (master only). Finished: all ranks of the
-    gang ended with 0 (master only)."""
+    gang ended with 0 (master only). Checked: no rank has started, because `check` has found culprits (master only)."""
     address: Annotated[str, Field(max_length=253)] | None = None
     """host:port of the store, if this pod is the master."""
     formed_at: Time | None = None
@@ -245,6 +260,8 @@ class ReportSpec(Lenient):
     """The rank that failed."""
     hang: Hang | None = None
     """There while the ranks make no progress."""
+    check: Check | None = None
+    """Once nodes were checked in pairs in this generation (master only)."""
     drained_step: Step | None = None
     """The step that was saved by Drain."""
     progress: RankProgress | None = None

@@ -11,6 +11,7 @@ from trainyard.plan import conditions
 from trainyard.plan.admission import admission
 from trainyard.plan.bringup import bringup
 from trainyard.plan.changed import changed
+from trainyard.plan.checks import check_failed, check_passed
 from trainyard.plan.deadline import deadline
 from trainyard.plan.devices import devices
 from trainyard.plan.elastic import elastic
@@ -50,7 +51,7 @@ CHAIN: tuple[Policy, ...] = (
     # may it run?
     invalid, changed, suspend, resume, preempted, admission,
     # what went wrong? (faults are only collected)
-    lost_world, devices, losses, peers, failure, missing, moves, hang,
+    lost_world, devices, losses, peers, check_failed, failure, missing, moves, hang,
     # a spare in the place of a pod that is waited for
     promotion, elastic,
     # one write answers all of it
@@ -58,7 +59,7 @@ CHAIN: tuple[Policy, ...] = (
     # get every place filled
     bringup, withdrawal, placement, spares, sweep, master,
     # what is to be said about it
-    running, recoveries, progress,
+    running, recoveries, check_passed, progress,
 )  # fmt: skip
 
 _STILL = ("Suspended", "Succeeded", "Failed")  # states in which no end of training is to be expected

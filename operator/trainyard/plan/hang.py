@@ -7,6 +7,7 @@ from datetime import datetime
 
 from trainyard.api.job import HangDetection
 from trainyard.plan.collectives import behind
+from trainyard.plan.loops import loop
 from trainyard.plan.losses import active
 from trainyard.plan.nodes import last_step_at, seconds_per_step
 from trainyard.plan.restarts import exhausted
@@ -20,6 +21,8 @@ AUTO_AFTER = 5  # auto: once this many steps were reported
 ACTIVITY_SECONDS = 1800.0  # an evaluation, a save, an export: no step is finished meanwhile, and nothing hangs
 PULSE_SECONDS = 30.0  # more than a pod needs that sees its own ranks hang
 FIRST_STEP_SECONDS = 1800.0  # loading and compiling come before the first step of a generation
+NOBODY = "a hang, nobody is behind"  # by which hangs without a culprit are compared
+CHECK_FROM = 2  # times in a row, without a newly finished step, that it is that: then nodes are checked in pairs
 
 
 def hang(turn: Turn) -> Turn:
@@ -49,14 +52,20 @@ def _told(turn: Turn, reports: list[Report]) -> Turn:
     words = "; ".join(str(one) for one in late[:4]) if late else "all ranks wait for each other, none is behind"
     words = f"{words} (phase {first.phase}, after step {first.step:,})"
     texts = [hang.text for report, hang in hangs if not blamed or report.spec.index in blamed]
-    return _counted(turn, words, moment(first.since), texts[0] if texts else "")
+    return _counted(turn, words, moment(first.since), texts[0] if texts else "", blamed=bool(late))
 
 
-def _counted(turn: Turn, words: str, happened: datetime | None, text: str = "") -> Turn:
+def _counted(turn: Turn, words: str, happened: datetime | None, text: str = "", blamed: bool = False) -> Turn:
+    """Without anybody to blame, everybody starts again; the second time in a row nodes are checked in pairs first."""
     assert turn.world is not None
     if turn.world.cause.counted >= turn.spec.failure_policy.max_restarts:
         return exhausted(turn, words)
-    return turn.with_faults(Fault("Hang", words, turn.now, weight="counted", happened=happened, text=text))
+    seen = None if blamed else loop(turn, NOBODY, None)
+    check = seen is not None and seen.times >= CHECK_FROM and turn.gang.size > 1
+    if check:
+        words = f"{words}; again without a new step: nodes are checked in pairs first"
+    return turn.with_faults(Fault("Hang", words, turn.now, weight="counted", happened=happened, text=text, loop=seen,
+                                  check=check))
 
 
 def _silent(turn: Turn) -> Turn:

@@ -79,7 +79,7 @@ def _started_world(turn: Turn) -> Turn:
         return turn.with_world(made)
     cause = world.cause.model_copy(update={"kind": "Resume", "culprit": "", "at": fine_stamp(snap.now)})
     update = {
-        "generation": world.generation + 1, "phase": "Run", "size": size, "cause": cause,
+        "generation": world.generation + 1, "phase": "Run", "size": size, "cause": cause, "check": "None",
         "incarnations": raised(turn, ever(world)), "places": {},
         "master": type(world.master)(), "drain_seconds": drain_seconds(turn),
     }  # fmt: skip

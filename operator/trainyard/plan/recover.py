@@ -34,6 +34,7 @@ def recover(turn: Turn) -> Turn:
             "master": _master(turn, lost, members),
             "cause": _cause(turn, world),
             "drain_seconds": drain_seconds(turn),
+            "check": "Pairs" if _checks(turn) else "None",
         }
     )
     avoid = [entry for fault in turn.faults for entry in fault.avoid]
@@ -81,7 +82,7 @@ def _cause(turn: Turn, world: WorldSpec) -> Cause:
     total = before.total + _adds(turn, first)
     if _folds(turn, first):
         update: dict[str, object] = {"total": total, "counted": counted}
-        if first.kind == "Shrunk":  # the same recovery goes on, and is told by what became of it
+        if first.kind in ("Shrunk", "CheckFailed"):  # the same recovery goes on, and is told by what became of it
             update |= {"kind": first.kind, "culprit": shorten(f"{first.culprit}; {before.culprit}", 512)}
         return before.model_copy(update=update)
     return Cause(
@@ -101,6 +102,15 @@ def _folds(turn: Turn, fault: Fault) -> bool:
     """A fault of infrastructure before the gang has formed again, or while it drains, belongs to what is under way."""
     assert turn.world is not None
     return fault.weight != "counted" and (not turn.gang.formed or turn.world.phase == "Drain")
+
+
+def _checks(turn: Turn) -> bool:
+    """Whether nodes are checked in pairs before ranks start: asked for now, or already under way when another fault
+    came in between. Once it has found a culprit, ranks start without it."""
+    assert turn.world is not None
+    wanted = any(fault.check for fault in turn.faults)
+    under_way = turn.world.check == "Pairs" and not turn.gang.formed
+    return wanted or (under_way and all(fault.kind != "CheckFailed" for fault in turn.faults))
 
 
 def _adds(turn: Turn, fault: Fault) -> int:

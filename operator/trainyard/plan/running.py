@@ -59,6 +59,8 @@ def _waiting_for(turn: Turn) -> tuple[str, str]:
     if told is not None:
         absent = ", ".join(str(index) for index in told.spec.missing[:10])
         return "WaitingForMembers", f"All {gang.size} pods run; these indices have not joined yet: {absent}."
+    if turn.world is not None and turn.world.check == "Pairs":
+        return "CheckingNodes", f"All {gang.size} pods run; nodes are checked in pairs before ranks start."
     return "WaitingForMembers", f"All {gang.size} pods run; their members are joining."
 
 

@@ -39,7 +39,8 @@ class Fault:
     refund: bool = False  # the recovery under way was counted for what turns out to be this
     happened: datetime | None = None  # where a pod could tell
     text: str = ""  # evidence: stacks, last lines
-    loop: Loop | None = None  # a rank's failure: how often it was this one
+    loop: Loop | None = None  # a rank's failure, a hang without a culprit: how often it was this one
+    check: bool = False  # nodes are checked in pairs before ranks start again
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from trainyard.api.job import Progress
 from trainyard.api.protocol import Position
 from trainyard.plan.collectives import behind
-from unit.plan.builders import Case, condition, rank_failure, training, world_of
+from trainyard.plan.types import CreatePod, Plan
+from unit.plan.builders import Case, condition, of_type, rank_failure, training, world_of
 
 
 @pytest.mark.parametrize(
@@ -130,3 +132,100 @@ def test_a_stopped_rank_is_infrastructure_the_first_time() -> None:
 ])
 def test_status_says_who_would_notice(fields: dict[str, Any], known: str) -> None:
     assert training(**fields).plan().status.hang_detection == known
+
+
+# Nodes in pairs ------------------------------------------------------------------------------------------------------
+
+
+def hangs(case: Case, issued: tuple[int, int, int] = (12, 12, 12)) -> Case:
+    """Every pod of three says that it waits."""
+    for index in (2, 1, 0):
+        case = waits(case, index, issued[index])
+    return case
+
+
+def hung_once(**more: Any) -> Case:
+    """A gang of three that has hung without a culprit, and trains again where it was."""
+    case: Case = hangs(training(3, **more).after(6)).applied()
+    assert case.world_spec.check == "None"
+    return case.formed(step=20, steps=100, durable_step=20, seconds_per_step="1.0").settled()
+
+
+def emitted(made: Plan) -> list[str]:
+    return [event.reason for event in made.events]
+
+
+def checked(case: Case, kind: str = "Checked", **check: Any) -> Case:
+    more = {"formed_at": case.snap.now.isoformat()} if kind == "Formed" else {}
+    return case.report(0, kind, check={"pairs": 3} | check, **more)
+
+
+def test_the_second_hang_without_a_culprit_asks_for_a_check_in_pairs() -> None:
+    made = hangs(hung_once().after(6)).plan()
+    world = world_of(made)
+    assert (world.check, world.cause.kind, world.cause.counted) == ("Pairs", "Hang", 2)
+    assert "nodes are checked in pairs first" in made.status.recoveries[-1].culprit
+    assert "nodes are checked in pairs before ranks start" in condition(
+        hangs(hung_once().after(6)).applied().plan().status, "Running")[2]
+
+
+@pytest.mark.parametrize("why", ["somebody is behind", "a step was finished in between", "it was the first"])
+def test_other_hangs_ask_for_none(why: str) -> None:
+    case = training(3) if why == "it was the first" else hung_once()
+    if why == "a step was finished in between":
+        case = case.formed(step=21, steps=100, seconds_per_step="1.0").settled()
+    made = hangs(case.after(6), (12, 11, 12) if why == "somebody is behind" else (12, 12, 12))
+    if why == "a step was finished in between":
+        made = made.but(reports=tuple(  # it had reported that step when it hung
+            replace(one, spec=one.spec.model_copy(update={"progress": case.snap.reports[0].spec.progress}))
+            if one.spec.index == 0 else one for one in made.snap.reports))
+    assert world_of(made.plan()).check == "None"
+
+
+def test_the_node_that_failed_with_both_is_avoided_and_its_pod_replaced() -> None:
+    case = hangs(hung_once().after(6)).applied().after(4)
+    node = next(pod.node for pod in case.snap.pods if pod.index == 2)
+    case = checked(case, failed=2, culprits=[2], reason="index 2 failed with index 1 and index 0: wrong sum")
+    made = case.plan()
+    world = world_of(made)
+    assert (world.check, world.incarnations, world.cause.counted, world.cause.total) == ("None", {"2": 2}, 2, 2)
+    (avoid,) = made.status.avoid
+    assert (avoid.node, "wrong sum" in avoid.reason) == (node, True)
+    last = made.status.recoveries[-1]
+    assert (last.cause, last.generation) == ("CheckFailed", world.generation)
+    assert last.culprit.startswith(f"pod j-2-1 on node {node} failed the check of nodes in pairs: index 2 failed with")
+    assert len(made.status.recoveries) == 2, "one recovery a hang"
+    assert emitted(made).count("CheckFailed") == 1
+    settled = case.applied().settled()
+    (pod,) = (pod for pod in settled.snap.pods if pod.index == 2)
+    assert (pod.incarnation, pod.pinned != node) == (2, True)
+    assert not of_type(settled.plan(), CreatePod)
+
+
+@pytest.mark.parametrize(("failed", "kind", "reason"), [
+    (0, "Normal", "all 3 pairs passed"),
+    (3, "Warning", "3 of 3 pairs failed, but that does not show whose fault it is"),
+])
+def test_a_check_that_blames_nobody_is_told_once(failed: int, kind: str, reason: str) -> None:
+    case = hangs(hung_once().after(6)).applied().after(4)
+    case = checked(case, "Formed", failed=failed, reason=reason)
+    made = case.plan()
+    assert not made.actions
+    assert [(event.type, event.message) for event in made.events if event.reason == "NodesChecked"] == [
+        (kind, f"Nodes were checked in pairs: {reason}.")]
+    assert made.status.recoveries[-1].culprit.startswith(f"nodes were checked in pairs: {reason}; all ranks wait")
+    assert not made.status.avoid
+    assert "NodesChecked" not in emitted(case.applied().plan())
+
+
+def test_a_pod_lost_during_the_check_does_not_end_it() -> None:
+    case = hangs(hung_once().after(6)).applied().after(1).without_pod(0)
+    assert world_of(case.plan()).check == "Pairs"
+
+
+def test_one_pod_alone_is_not_checked() -> None:
+    def alone(case: Case) -> Case:
+        return waits(case.after(6), 0, 12)
+
+    case = alone(training(1)).applied().formed(step=20, steps=100, durable_step=20, seconds_per_step="1.0").settled()
+    assert world_of(alone(case).plan()).check == "None"

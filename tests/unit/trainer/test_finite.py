@@ -45,10 +45,10 @@ def test_who_was_first(moments: list[int | None], ranks: list[int]) -> None:
 
 
 def test_injected_faults() -> None:
-    found = Injection.read("nan:step=5,rank=1,times=2; nan:step=9; spike:step=7")
+    found = Injection.read("nan:step=5,rank=1,times=2; nan:step=9; spike:step=7; check:pod=j-2-1,how=sum")
     assert [math.isnan(found.factor(5, 1, tries)) for tries in (1, 2, 3)] == [True, True, False]
     assert [math.isnan(found.factor(9, rank, 1)) for rank in (0, 1)] == [True, False]
     assert found.factor(6, 1, 1) == Injection.read("").factor(5, 1, 1) == 1.0
     assert [found.spike(step) for step in (6, 7, 8)] == [1.0, 10.0, 1.0]
-    with pytest.raises(ConfigError, match="like nan:step=5,rank=1,times=2 or spike:step=7, found 'inf:step=1'"):
+    with pytest.raises(ConfigError, match="spike:step=7 or check:pod=j-2-1,how=sum, found 'inf:step=1'"):
         Injection.read("inf:step=1")
