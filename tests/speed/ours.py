@@ -13,6 +13,7 @@ from trainer import pretrain
 from trainer.data.batches import Batches
 from trainer.loop import Loop, Totals
 from trainer.parallel.model import MicroBatch
+from trainer.regroup import Regroup
 
 from speed import ceiling
 from speed.cases import BATCH, LOG_EVERY, MODEL, SEQUENCE
@@ -76,7 +77,7 @@ def main() -> None:
     config, run = configs.load([], os.environ)
     program: Any = pretrain
     program.Loop = Turned
-    program.pretrain(config, run)
+    program.pretrain(config, run, Regroup(None))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ SET_CHILD_SUBREAPER = 36  # prctl
 REQUIRED = ("TRAINYARD_JOB", "TRAINYARD_JOB_UID", "TRAINYARD_NAMESPACE", "TRAINYARD_POD", "TRAINYARD_POD_UID",
             "TRAINYARD_POD_IP", "TRAINYARD_INDEX", "TRAINYARD_INCARNATION", "TRAINYARD_NUM_PROC")
 RUNTIMES = ("torch", "mindspore")
+SURVIVORS = ("regroup", "restart")  # what ranks of pods that survive do: keep their process, or start anew
 USAGE = "usage: supervisor -- PROGRAM [ARGUMENT...]"
 
 
@@ -38,12 +39,16 @@ def member(environment: Mapping[str, str]) -> Member:
     version = environment.get("RANK_TABLE_VERSION", "")
     if version not in VERSIONS:
         raise ValueError(f"RANK_TABLE_VERSION is {version!r}, expected one of {', '.join(filter(None, VERSIONS))}")
+    survivors = environment.get("TRAINYARD_SURVIVORS") or SURVIVORS[0]
+    if survivors not in SURVIVORS:
+        raise ValueError(f"TRAINYARD_SURVIVORS is {survivors!r}, expected one of {', '.join(SURVIVORS)}")
     return Member(
         job=environment["TRAINYARD_JOB_UID"], pod=environment["TRAINYARD_POD"],
         pod_uid=environment["TRAINYARD_POD_UID"], pod_ip=environment["TRAINYARD_POD_IP"],
         index=whole("TRAINYARD_INDEX", 0), incarnation=whole("TRAINYARD_INCARNATION", 1),
         ranks=whole("TRAINYARD_NUM_PROC", 1), grace=float(whole("TRAINYARD_GRACE", 0, "30")),
         runtime=runtime, rank_table=wants_table(environment),
+        keeps=survivors == "regroup" and runtime == "torch",
     )
 
 

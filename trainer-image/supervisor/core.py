@@ -7,7 +7,7 @@ from typing import Optional
 
 from supervisor import events as e
 from supervisor.gang import Gang
-from supervisor.master import Master
+from supervisor.survivors import Survivors
 
 SETTLE = 0.3  # s that the pod's other ranks get to end by themselves after a consequence, so that the root is named
 HOLD = (0.3, 1.0)  # s, drawn at random: a consequence is reported only if no new generation came before
@@ -19,7 +19,7 @@ EARLY_DRAIN = 10.0  # s from ranks that saved and stopped to a World that says D
 GRACE_MARGIN = 3.0  # s left of the pod's grace period when the ranks are killed
 
 
-class Core(Master):
+class Core(Survivors):
     """One member of the gang; on the master's pod it also keeps the gang's books."""
 
     def _world(self, event: e.WorldSeen) -> None:
@@ -58,9 +58,11 @@ class Core(Master):
         """Leave whatever was before and get ready for this run."""
         assert self.world is not None
         self._log(f"generation {e.named(run)}")
+        keeps = self.alive and self._keeps()
         self.run = run
         self.ended = ""
-        self._timers = {name: due for name, due in self._timers.items() if name in ("leave", "local")}
+        stay = ("leave", "local", "groups") if self._asked else ("leave", "local")
+        self._timers = {name: due for name, due in self._timers.items() if name in stay}
         self._exits, self._failure, self._forced = {}, None, False
         self._saved, self._saved_step = False, None
         self._missing = []
@@ -74,7 +76,9 @@ class Core(Master):
         elif self.place != self.me.index:
             self._log(f"this pod holds place {self.place} of a gang of {self.world.size}")
         self.state = "wait" if self.place is None else "join"
-        if self.alive:
+        if keeps:
+            self._keep_ranks()
+        elif self.alive:
             self._kill_ranks()
         self._send_status()
 
@@ -180,7 +184,7 @@ class Core(Master):
         if self.state == "wait":
             return
         state = states[self.state]
-        if self.alive and not self._checking and state in ("joining", "drained"):
+        if self.alive and not self.kept and not self._checking and state in ("joining", "drained"):
             state = "stopping"
         status = e.Status(self.run[0], self.run[1], state, self._saved_step, self._saved, self.me.pod_ip, self._port,
                           self._checked)
@@ -214,7 +218,11 @@ class Core(Master):
     def _try_start(self) -> None:
         """Start once the rank table is here. Asked for again with every word of the master, in case one got lost."""
         start = self._pending
-        if start is None or self.state != "join" or self.alive or self.world is None or self.world.phase != "Run":
+        if start is None or self.state != "join" or self.world is None or self.world.phase != "Run":
+            return
+        if self.kept and not start.agent_store:
+            return self._release()  # rank 0 would have to make the store: untested in a process that had another
+        if self.alive and not self.kept:
             return
         if start.table and start.table != self._basket.have:
             self._do(e.AskTable(start.table, *self._basket.ask(start.table)))
@@ -235,6 +243,7 @@ class Core(Master):
         self.state, self.alive = "run", True
         table = self._basket.table if start.table else ()
         assert self.place is not None
+        self._begin_run(self.world.size, self.place)
         self._do(e.StartRanks(self.run, start, self.world.size, self.world.restarts + self.run[1], table, self.place))
         self._send_status()
         if self.terminating:
@@ -298,15 +307,10 @@ class Core(Master):
 
     def _stop_rest(self) -> None:
         """The ranks have ended; what they left behind ends, too."""
-        for name in ("settle", "term", "kill", "scheduler"):
+        for name in ("settle", "term", "kill", "scheduler", "groups"):
             self._timers.pop(name, None)
         self._kill_ranks()
         self._send_status()
-
-    def _kill_ranks(self) -> None:
-        if not self._killing:
-            self._killing = True
-            self._do(e.KillRanks())
 
     def _failed(self) -> None:
         assert self.world is not None
@@ -342,6 +346,8 @@ class Core(Master):
             return
         self._send_status()
         self._check_drained()
+        if self.leaving is None:
+            self._try_start()  # it may have been told of the start already, while they were kept
 
     # Drain, the end, SIGTERM ------------------------------------------------------------------------------------------
 
@@ -359,6 +365,7 @@ class Core(Master):
                 self._checking = False
                 self._kill_ranks()
             self._timers.pop("hold", None)
+            self._release()
             self._send_status()
         self._check_drained()
 
@@ -410,6 +417,7 @@ class Core(Master):
             return self._leave(143)
         if self._report.kind not in ("Finished", "Drained") and self.place is not None:
             self._write("Stopping")
+        self._release()
         return self._check_drained()
 
     def _grace_over(self) -> None:
@@ -481,13 +489,14 @@ Core.HANDLERS = {
     e.MemberHello: Core._member_hello, e.MemberStatus: Core._member_status, e.MemberBeat: Core._member_beat,
     e.MemberAsks: Core._member_asks, e.MemberGone: Core._member_gone, e.Linked: Core._linked,
     e.Unlinked: Core._unlinked, e.GangSeen: Core._gang_seen, e.TablePart: Core._table_part,
-    e.RankExited: Core._rank_exited, e.RanksGone: Core._ranks_gone, e.ProgressSeen: Core._progress,
-    e.HangSeen: Core._hang, e.HangOver: Core._hang_over, e.PairChecked: Core._pair_checked,
-    e.Terminate: Core._terminate, e.Timer: Core._timer,
+    e.RankExited: Core._rank_exited, e.RanksGone: Core._ranks_gone, e.RanksLeft: Core._ranks_left,
+    e.RanksJoined: Core._ranks_joined, e.ProgressSeen: Core._progress, e.HangSeen: Core._hang,
+    e.HangOver: Core._hang_over, e.PairChecked: Core._pair_checked, e.Terminate: Core._terminate,
+    e.Timer: Core._timer,
 }
 Core.TIMERS = {
     "settle": Core._failed, "hold": Core._hold_over, "term": Core._term, "kill": Core._kill, "leave": Core._grace_over,
     "missing": Core._missing_now, "local": Core._local, "done": Core._done, "early": Core._early,
     "progress": Core._progress_now, "lost": Core._tell_lost, "scheduler": Core._scheduler_over,
-    "round": Core._round_over, "answer": Core._unanswered,
+    "round": Core._round_over, "answer": Core._unanswered, "groups": Core._groups_late,
 }

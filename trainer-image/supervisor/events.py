@@ -118,6 +118,7 @@ class Member:
     grace: float  # seconds between SIGTERM and SIGKILL of this pod
     runtime: str = "torch"  # torch | mindspore
     rank_table: bool = False  # the ranks want HCCL's
+    keeps: bool = False  # ranks may outlive a generation, see survivors.py
 
     def processes(self, place: Optional[int]) -> int:
         """Ranks, and MindSpore's scheduler beside rank 0; its local rank is the one after the last."""
@@ -334,6 +335,20 @@ class RanksGone:
 
 
 @dataclass(frozen=True)
+class RanksLeft:
+    """The ranks live, but in no group any more, and wait for the next run; with a problem: they cannot, or do no longer."""
+
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class RanksJoined:
+    """Those that were kept have made their groups for this run."""
+
+    run: Run
+
+
+@dataclass(frozen=True)
 class ProgressSeen:
     run: Run
     progress: Mapping[str, Any]  # as in Report.progress, checked
@@ -374,8 +389,8 @@ class Timer:
 
 Event = Union[
     WorldSeen, WorldMissing, ApiLost, ApiBack, Unauthorized, StoreOpened, StoreReady, MemberHello, MemberStatus,
-    MemberBeat, MemberAsks, MemberGone, Linked, Unlinked, GangSeen, TablePart, RankExited, RanksGone, ProgressSeen,
-    HangSeen, HangOver, PairChecked, Terminate, Timer,
+    MemberBeat, MemberAsks, MemberGone, Linked, Unlinked, GangSeen, TablePart, RankExited, RanksGone, RanksLeft,
+    RanksJoined, ProgressSeen, HangSeen, HangOver, PairChecked, Terminate, Timer,
 ]
 
 # Actions --------------------------------------------------------------------------------------------------------------
@@ -383,6 +398,8 @@ Event = Union[
 
 @dataclass(frozen=True)
 class StartRanks:
+    """Start the ranks, or tell those that were kept of their next run."""
+
     run: Run
     start: Start
     size: int  # members
@@ -402,6 +419,11 @@ class CheckPair:
 @dataclass(frozen=True)
 class KillRanks:
     """SIGKILL to everything the ranks are and started; answered by RanksGone, also if nothing was there."""
+
+
+@dataclass(frozen=True)
+class KeepRanks:
+    """Ask the ranks to leave their groups and to wait; answered by RanksLeft, if at all."""
 
 
 @dataclass(frozen=True)
@@ -519,6 +541,6 @@ class Leave:
 
 
 Action = Union[
-    StartRanks, CheckPair, KillRanks, TermRanks, TouchDrain, OpenStore, CloseStore, PrepareStore, Link, Unlink,
+    StartRanks, CheckPair, KillRanks, KeepRanks, TermRanks, TouchDrain, OpenStore, CloseStore, PrepareStore, Link, Unlink,
     SendStatus, Tell, SendPart, AskTable, Refuse, WriteReport, DropReport, ReadWorld, TerminationMessage, Log, Leave,
 ]

@@ -20,6 +20,7 @@ from supervisor.forkserver import Forked, ForkServer
 from supervisor.logs import Logs
 from supervisor.paircheck import PairCheck
 from supervisor.ranks import Ranks, base_environment, read
+from supervisor.regroup import RegroupLines
 from supervisor.store import StoreLink, StoreServer
 from supervisor.torchstore import TorchStore, free_port
 
@@ -48,7 +49,8 @@ class Loop:
         self._forks = ForkServer(program, environment.get("TRAINYARD_PRELOAD", ""), base_environment(environment),
                                  scratch, self._logs)
         self._forks_link: Optional[socket.socket] = None
-        self._ranks = Ranks(program, me, environment, scratch, self._logs, self.post, self._protected, self._forks)
+        self._ranks = Ranks(program, me, environment, scratch, self._logs, self.post, self._protected, self._forks,
+                            RegroupLines(self._selector, scratch, self._logs.say) if me.keeps else None)
         self._check = PairCheck(program, base_environment(environment), scratch, self._logs, self.post)
         self._torch = TorchStore(me.pod_ip, program, lambda: free_port(six), self._logs.say, me.runtime == "torch")
         self._environment = environment
@@ -284,6 +286,7 @@ ACTIONS: Dict[type, Callable[[Loop, Any], None]] = {
     e.StartRanks: lambda loop, action: loop._ranks.start(action),
     e.CheckPair: lambda loop, action: loop._check.start(action),
     e.KillRanks: lambda loop, _: loop._ranks.kill(),
+    e.KeepRanks: lambda loop, _: loop._ranks.keep(),
     e.TermRanks: lambda loop, _: loop._ranks.term(),
     e.TouchDrain: lambda loop, _: loop._ranks.touch_drain(),
     e.OpenStore: Loop._open_store,

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from supervisor import failures, mindspore, progress, ranktable
 from supervisor.events import (
@@ -21,6 +21,8 @@ from supervisor.events import (
     ProgressSeen,
     RankExited,
     RanksGone,
+    RanksJoined,
+    RanksLeft,
     Run,
     StartRanks,
     named,
@@ -28,6 +30,7 @@ from supervisor.events import (
 from supervisor.forkserver import Fork, Forked, ForkServer
 from supervisor.hangs import Hangs, Process
 from supervisor.logs import Logs, Tail
+from supervisor.regroup import VARIABLE, RegroupLines
 
 LAST_WORDS = 0.25  # s that a rank's output may still come after its end, if something else holds the pipe
 PROGRESS_POLL = 0.2  # s
@@ -45,15 +48,19 @@ class Rank:
         self.scheduler = scheduler  # MindSpore's, beside rank 0: no rank of its own
         self.name = "scheduler" if scheduler else f"rank {rank}"
         self.tail = Tail()
-        self.error_file = os.path.join(folder, "error.json")
-        self.progress_file = os.path.join(folder, "progress.json")
-        self.pulse_file = os.path.join(folder, "pulse")
+        self.move(folder)
         self.process: Optional[subprocess.Popen[bytes]] = None  # None: forked
         self.streams: List[int] = []  # our ends of its output, until it runs
         self.code: Optional[int] = None
         self.told = False
         self.tell_at = 0.0
         self.ended_at = 0.0  # seconds since 1970
+
+    def move(self, folder: str) -> None:
+        """Its files, which are made anew for every run."""
+        self.error_file = os.path.join(folder, "error.json")
+        self.progress_file = os.path.join(folder, "progress.json")
+        self.pulse_file = os.path.join(folder, "pulse")
 
 
 class Ranks:
@@ -62,7 +69,7 @@ class Ranks:
 
     def __init__(self, program: Sequence[str], me: Member, environment: Mapping[str, str], scratch: str, logs: Logs,
                  post: Callable[[Event], None], protected: Callable[[], Set[int]],
-                 server: Optional[ForkServer] = None) -> None:
+                 server: Optional[ForkServer] = None, lines: Optional[RegroupLines] = None) -> None:
         self._program = list(program)
         self._me = me
         self._environment = dict(environment)
@@ -71,6 +78,11 @@ class Ranks:
         self._post = post
         self._protected = protected
         self._server = server
+        self._lines = lines
+        if lines is not None:
+            lines.heard = self._heard
+        self._kept = False  # the ranks were told to leave their groups, or wait for their next run
+        self._awaited: Set[int] = set()  # pids of those that have still to say that they left their groups, or made them
         self._order: Optional[StartRanks] = None  # given to the fork server
         self._new: List[Rank] = []  # the ranks of that order
         self._early: Dict[int, int] = {}  # status by pid of what ended before we knew which of them are ranks
@@ -89,23 +101,60 @@ class Ranks:
     # What the core asks for -------------------------------------------------------------------------------------------
 
     def start(self, order: StartRanks) -> None:
-        """Start every rank of this pod for a run. Nothing of an earlier run may be left."""
-        self._forget()
+        """Start every rank of this pod for a run. Nothing of an earlier run may be left but ranks that were kept."""
+        old, self._folder = self._folder, os.path.join(self._scratch, named(order.run))
         self._run = order.run
-        self._folder = os.path.join(self._scratch, named(order.run))
         self._oom_kills = oom_kills()
         self._progress_seen = (0, 0, 0)
         self._poll_at = time.monotonic() + PROGRESS_POLL if order.place == 0 else None
         self._hangs = Hangs(self._environment.get("TRAINYARD_HANG_SECONDS", ""))
         self._table_file = ""
+        if old and old != self._folder:
+            shutil.rmtree(old, ignore_errors=True)
+        if self._kept:
+            return self._regroup(order)
+        self._ranks = {}
         count = self._me.processes(order.place)
         self._new = [self._rank(local, order) for local in reversed(range(count))]  # the scheduler first
         if self._server is not None and all(rank.code is None for rank in self._new):
             self._order, self._early = order, {}
             if self._server.fork([Fork(rank.local, rank.name, self._additions(rank, order),
                                        (rank.streams[0], rank.streams[1])) for rank in self._new]):
-                return
-        self._spawn(order)
+                return None
+        return self._spawn(order)
+
+    def keep(self) -> None:
+        """Ask every rank to leave its groups and to wait. RanksLeft follows once all have said so, or that it cannot
+        be."""
+        self._kept, self._awaited = True, set(self._ranks)
+        self._hangs = self._poll_at = None
+        alive = self._order is None and all(rank.code is None for rank in self._ranks.values())
+        if not alive or self._lines is None or not self._lines.leave(self._ranks):
+            self._post(RanksLeft("not all of them can make groups again"))
+
+    def _regroup(self, order: StartRanks) -> None:
+        """The ranks live, in no group."""
+        assert self._lines is not None
+        self._kept, self._awaited = False, set(self._ranks)
+        for pid, rank in self._ranks.items():
+            rank.told = False  # one that ended meanwhile has done so in this run
+            rank.move(os.path.join(self._folder, str(rank.local)))
+            try:
+                os.makedirs(os.path.dirname(rank.error_file), exist_ok=True)
+            except OSError as error:
+                self._logs.say(f"{os.path.dirname(rank.error_file)}: {error.strerror}")
+            if rank.code is None and not self._lines.join(pid, self._additions(rank, order)):
+                _signal(os.kill, pid, signal.SIGKILL)  # its end is told of like any other
+
+    def _heard(self, pid: int, message: Mapping[str, Any]) -> None:
+        if pid not in self._ranks or self._killing:
+            return
+        if self._kept and "stay" in message:
+            self._post(RanksLeft(f"{self._ranks[pid].name} {message['stay']}"))
+        elif pid in self._awaited and ("left" if self._kept else "joined") in message:
+            self._awaited.discard(pid)
+            if not self._awaited:
+                self._post(RanksLeft() if self._kept else RanksJoined(self._run))
 
     def _write_table(self, order: StartRanks) -> str:
         """HCCL's rank table, for all ranks of this pod."""
@@ -137,7 +186,10 @@ class Ranks:
         return {name: value for name, value in environment.items() if base.get(name) != value}
 
     def _environment_of(self, rank: Rank, order: StartRanks) -> Dict[str, str]:
-        return rank_environment(self._environment, self._me, order, rank, self.drain_file, self._table_file)
+        environment = rank_environment(self._environment, self._me, order, rank, self.drain_file, self._table_file)
+        if self._lines is not None and self._lines.path:
+            environment[VARIABLE] = self._lines.path
+        return environment
 
     def forked(self, answer: Optional[Forked]) -> None:
         """What came of an order to the fork server: the ranks, or nothing; then they are started as programs."""
@@ -212,7 +264,7 @@ class Ranks:
 
     def kill(self) -> None:
         """SIGKILL to all that the ranks are and started. RanksGone follows."""
-        self._killing = True
+        self._killing, self._kept = True, False
         self._poll_at = None
         self._hangs = None
         if self._order is not None and self._server is not None:
@@ -278,6 +330,9 @@ class Ranks:
             self._read_progress()
         for rank in ended:
             rank.told = True
+            if self._kept:
+                self._post(RanksLeft(f"{rank.name} has ended"))
+                continue
             self._post(RankExited(self._run, rank.local, self._judge(rank)))
         self._look_for_hang()
 

@@ -6,26 +6,36 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from typing import Any
 
+from supervisor.regroup import VARIABLE
 from trainyard.api import EXIT_CONFIG
 
 from trainer import config, errors
 
 
 def main() -> int:
-    """Run one rank; every failure is told in one line, last on stderr."""
-    try:
-        train, run = config.load(sys.argv[1:], os.environ)
-        config.batch_size(train, config.layout(train, run.rank.world_size))
-        from trainer.pretrain import pretrain  # torch takes seconds to import: mistakes above are told before
+    """Run one rank, through every generation that this process outlives; every failure is told in one line, last on
+    stderr."""
+    regroup: Any = None
+    while True:
+        try:
+            if regroup is not None:
+                regroup.rejoin()
+            train, run = config.load(sys.argv[1:], os.environ)
+            config.batch_size(train, config.layout(train, run.rank.world_size))
+            from trainer.pretrain import pretrain  # torch takes seconds to import: mistakes above are told before
+            from trainer.regroup import Regroup
 
-        return pretrain(train, run)
-    except errors.ConfigError as error:
-        errors.report(error)
-        return EXIT_CONFIG
-    except Exception as error:
-        errors.report(error)
-        return getattr(error, "exit_code", 1)
+            regroup = regroup or Regroup(os.environ.get(VARIABLE))
+            return pretrain(train, run, regroup)
+        except errors.ConfigError as error:
+            errors.report(error)
+            return EXIT_CONFIG
+        except Exception as error:
+            if regroup is None or not regroup.lost(error):
+                errors.report(error)
+                return getattr(error, "exit_code", 1)
 
 
 if __name__ == "__main__":

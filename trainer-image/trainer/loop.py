@@ -278,6 +278,20 @@ class Loop:
             self.save_last()
         return drained
 
+    def busy(self) -> str:
+        """Why this rank cannot leave its gang now, or an empty string. From any thread."""
+        if self.saver is not None and self.saver.busy:
+            return "is writing a checkpoint"
+        phase = self.progress.pulse.doing
+        return "" if phase == "step" else f"is in phase {phase}"
+
+    def close(self) -> None:
+        """End the threads that hold model and groups."""
+        if self.saver is not None:
+            self.saver.wait()
+        if self.memory is not None:
+            self.memory.close()
+
     def end_of_step(self, last: bool) -> None:
         """Whatever was to be done after a step is done."""
         problem = self.timeline.end(self.step, last)

@@ -30,12 +30,16 @@ from trainer.parallel.model import ParallelModel
 from trainer.precision import DTYPES, Precision, choose
 from trainer.progress import Progress
 from trainer.pulse import Pulse, count_collectives
+from trainer.regroup import Regroup, why_not
 
 
-def pretrain(config: TrainConfig, run: Run) -> int:
-    """Train as configured. Returns the exit code: 0 at the end, 75 after a drain. Raises ConfigError."""
+def pretrain(config: TrainConfig, run: Run, regroup: Regroup) -> int:
+    """Train as configured. Returns the exit code: 0 at the end, 75 after a drain. Raises ConfigError. When the gang is
+    lost and `regroup` says so, called again in the same process."""
     count_collectives()
     pulse = Pulse(run.pulse)
+    regroup.ends.callback(pulse.close)
+    regroup.before_groups()
     gang = connect(run.rank, problem_of_this_pod(config, run))
     pulse.leave_out(gang.saving.group_name)
     fields = shape.fields(config.model)
@@ -62,6 +66,8 @@ def pretrain(config: TrainConfig, run: Run) -> int:
               f"{gang.device.type}")
 
     loop = Loop(config, run, gang, model, optimizer, training, validation, batch_size, precision, progress, identity)
+    regroup.ends.callback(loop.close)
+    regroup.ready(why_not(config, layout, gang.device), gang.device, loop.busy)
     loop.resume()
     progress.note("restoredAt")
     drained = loop.run()

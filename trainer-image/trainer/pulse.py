@@ -34,6 +34,7 @@ class Pulse:
         self._phase, self._steps, self._step, self._usual = "start", 0, 0, 0.0
         self._signal = 0
         self._not_compared: set[str] = set()
+        self._closed = threading.Event()
         if path is None:
             return
         try:
@@ -73,6 +74,15 @@ class Pulse:
             self._phase = before
             self._progress()
 
+    @property
+    def doing(self) -> str:
+        """The phase."""
+        return self._phase
+
+    def close(self) -> None:
+        """Say nothing more of this process's groups."""
+        self._closed.set()
+
     def leave_out(self, group: str) -> None:
         """Ranks need not be equally far in this group: a thread of its own uses it."""
         self._not_compared.add(group)
@@ -96,11 +106,11 @@ class Pulse:
             COUNT.pack_into(self._map, 8, self._version)
 
     def _follow(self) -> None:
-        while True:
+        while not self._closed.is_set():
             counted = [one for one in collectives() if one[0] not in self._not_compared][:GROUPS]
             packed = b"".join(GROUP.pack(name.encode()[:24], issued, completed) for name, issued, completed in counted)
             self._write(HEADER.size, COUNT.pack(len(counted)) + packed)
-            time.sleep(EVERY)
+            self._closed.wait(EVERY)
 
 
 def count_collectives() -> None:

@@ -175,7 +175,8 @@ class Memory:
         self._sent_at = self._told_at = 0.0
         self._telling = False
         self._forgotten = False
-        self._errands: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._errands: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._runner = threading.Thread(target=self._run_errands, name="copier", daemon=True)
         self._teller = Copier(folder)
         self.rotation = Rotation([])
         try:
@@ -238,7 +239,7 @@ class Memory:
         kept = [seal["step"] if seal and (seal["step"], seal["run"]) == resumed else None for seal in seals]
         self.rotation = Rotation(kept, agreed=resumed[0] if resumed else None)  # what else there is is of another past
         self._open_acknowledgement()
-        threading.Thread(target=self._run_errands, name="copier", daemon=True).start()
+        self._runner.start()
 
     def _attach(self, copier: Copier) -> None:
         try:
@@ -359,8 +360,17 @@ class Memory:
         self._telling = False
 
     def _run_errands(self) -> None:
-        while True:
-            self._errands.get()()
+        while (errand := self._errands.get()) is not None:
+            errand()
+
+    def close(self) -> None:
+        """No more copies from this object; the slots stay. Raises TimeoutError if the copier does not answer."""
+        if self._runner.is_alive():
+            self._errands.put(None)
+            self._runner.join(ASKED_BETWEEN_STEPS)
+            if self._runner.is_alive():
+                raise TimeoutError("the copier has not answered yet")
+            os.close(self._ack)
 
     def behind(self) -> float:
         """For the all-reduce: 1 if something that was sent has not arrived yet, GIVEN_UP if it does not seem to."""
