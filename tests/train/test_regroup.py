@@ -1,4 +1,4 @@
-"""Two supervisors with ranks of the shipped trainer: those that survive keep their process, and training stays exact."""
+"""Two supervisors with ranks of the shipped trainer: those that survive keep their process, and training is exact."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class Job:
         (folder / "train.py").write_text(TRAIN)
         self.api, self.stuck, self.generation = api, folder / "stuck", 1
         own = {"TRAINYARD_TRAIN_CONFIG": str(folder / "config.json"), "STUCK": str(self.stuck), "PYTHONPATH": IMPORTS,
+               "TRAINYARD_SURVIVORS": "regroup",
                "TRAINYARD_PRELOAD": "trainer.preload:warm_up", "TRAINYARD_MEMORY_EVERY": "1",
                "TRAINYARD_MEMORY_COPY_EVERY": "1", **environment}
         self.operator = Operator(api, size=2)

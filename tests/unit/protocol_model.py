@@ -16,6 +16,7 @@ from trainyard.api.job import TrainingJobStatus
 from trainyard.api.protocol import Cause, Master, ReportSpec, WorldSpec
 
 JOB, TOKEN = "job-uid", "a-token-of-the-model"
+PATIENCE = 4.0  # s, as trainer/regroup.py has it
 
 
 @dataclass
@@ -38,11 +39,15 @@ class Pod:
         self.uid = f"uid-{len(model.pods)}"
         self.created = model.now
         self.deleting: float | None = None  # when its grace ends
-        self.me = e.Member(JOB, self.name, self.uid, f"10.0.{incarnation}.{index}", index, incarnation, 1, 10)
+        self.me = e.Member(JOB, self.name, self.uid, f"10.0.{incarnation}.{index}", index, incarnation, 1, 10,
+                           keeps=model.keeps)
         self.core = Core(self.me, uniform=lambda low, high: high, free_port=lambda: 4000)
         self.inbox: deque[e.Event] = deque()
         self.training: e.Run | None = None  # its rank runs
         self.dying = False  # the rank was killed, and is not gone yet
+        self.asked = False  # its rank is to leave its groups
+        self.kept = False  # its rank has left them, and lives
+        self.alone_since: float | None = None  # its rank waits to be told what becomes of the gang
         self.drain = False
         self.report: dict[str, Any] | None = None  # not written yet
         self.link: e.Link | None = None
@@ -74,10 +79,17 @@ class Pod:
     def _do(self, action: e.Action) -> None:
         if isinstance(action, e.StartRanks):
             assert self.training is None, f"{self.name} starts {action.run} while {self.training} runs"
-            self.training, self.drain = action.run, False
+            assert not self.asked, f"{self.name} starts {action.run} in a rank that has not left its groups"
+            self.training, self.drain, self.alone_since = action.run, False, None
             self.model.started(self, action.run)
+            if self.kept:
+                self.kept = False
+                self.model.regrouped += 1
+                self.inbox.append(e.RanksJoined(action.run))
         elif isinstance(action, e.KillRanks):
             self.dying = True
+        elif isinstance(action, e.KeepRanks):
+            self.asked = True
         elif isinstance(action, e.TermRanks):
             self.rank_exits(-15)
         elif isinstance(action, e.TouchDrain):
@@ -121,11 +133,30 @@ class Pod:
     def kill_takes_effect(self) -> None:
         """What was killed is gone and reaped."""
         if self.dying:
-            self.dying, self.training = False, None
+            self.dying, self.training, self.asked, self.kept = False, None, False, False
             self.take(e.RanksGone())
+
+    def patient(self) -> bool:
+        """Whether its rank still waits for word, now that it is alone."""
+        if self.alone_since is None:
+            self.alone_since = self.model.now
+        return self.model.keeps and self.model.now - self.alone_since < PATIENCE
+
+    def rank_answers(self, left: bool) -> None:
+        """It was asked to leave its groups."""
+        if self.asked and not self.dying:
+            self.asked, self.kept = False, left
+            if left:
+                self.training = None
+            self.take(e.RanksLeft("" if left else "is busy"))
 
     def rank_exits(self, code: int, root: bool = True) -> None:
         """The rank ends by itself."""
+        if self.asked or self.kept:
+            self.asked, self.kept, self.training = False, False, None
+            if not self.dying:
+                self.inbox.append(e.RanksLeft("has ended"))
+            return
         run, self.training = self.training, None
         if run is not None and not self.dying:
             self.inbox.append(e.RankExited(run, 0, e.Exit(self.me.index, code, root, "why")))
@@ -134,9 +165,11 @@ class Pod:
 class Model:
     """The API server, the network, the kubelets and the clock."""
 
-    def __init__(self, size: int, spares: int = 0) -> None:
+    def __init__(self, size: int, spares: int = 0, keeps: bool = False) -> None:
         self.size = size
         self.spares = spares
+        self.keeps = keeps  # ranks may outlive a run
+        self.regrouped = 0  # times that they did
         self.now = 0.0
         self.history: list[WorldSpec | None] = [None]
         self.version = 0
@@ -334,8 +367,10 @@ class Model:
 
     def rank_exits(self, pod: Pod, code: int, root: bool = True) -> None:
         run = pod.training
-        if run is not None and not pod.dying:
+        if run is not None and not pod.dying and not pod.asked:
             self.ended.setdefault(run, {})[self.place(pod, run)] = code
+            pod.rank_exits(code, root)
+        elif pod.asked or pod.kept:
             pod.rank_exits(code, root)
 
 

@@ -21,9 +21,10 @@ class Protocol(RuleBasedStateMachine):
 
     leader: type[Any] = Leader
 
-    @initialize(size=st.sampled_from([2, 3, 1]), far=st.sampled_from([True, True, False]), spares=st.integers(0, 2))
-    def begin(self, size: int, far: bool, spares: int = 0) -> None:
-        self.model = Model(size, spares)
+    @initialize(size=st.sampled_from([2, 3, 1]), far=st.sampled_from([True, True, False]), spares=st.integers(0, 2),
+                keeps=st.booleans())
+    def begin(self, size: int, far: bool, spares: int = 0, keeps: bool = False) -> None:
+        self.model = Model(size, spares, keeps)
         self.leaders = [self.leader(self.model), self.leader(self.model)]
         if far:  # begin where most of what can go wrong is: in the middle of training
             self._until(lambda: any(self.model.complete(run) for run in self.model.members), 200)
@@ -64,6 +65,11 @@ class Protocol(RuleBasedStateMachine):
     def ranks_are_gone(self, pick: int) -> None:
         if pod := self._pod(pick):
             pod.kill_takes_effect()
+
+    @rule(pick=PICK, left=st.sampled_from([True, True, False]))
+    def rank_leaves_its_groups(self, pick: int, left: bool) -> None:
+        if pod := self._pod(pick):
+            pod.rank_answers(left)
 
     @rule(pick=PICK)
     def member_connects(self, pick: int) -> None:
@@ -214,6 +220,7 @@ class Protocol(RuleBasedStateMachine):
             model.beat(pod)
             while pod.inbox and not pod.gone:
                 pod.take(pod.inbox.popleft())
+            pod.rank_answers(True)
             pod.kill_takes_effect()
         for connection in list(model.connections.values()):
             while (connection.up or connection.down) and connection.number in model.connections:
@@ -229,7 +236,7 @@ class Protocol(RuleBasedStateMachine):
     def _rank_goes_on(self, pod: Pod, end: bool) -> None:
         """A rank saves when told to, ends if training has ended, and fails when a peer that it needs is gone."""
         model, run = self.model, pod.training
-        if run is None or pod.dying:
+        if run is None or pod.dying or pod.asked:
             return
         if end and model.complete(run):
             model.succeeded.add(run)
@@ -238,7 +245,7 @@ class Protocol(RuleBasedStateMachine):
             model.rank_exits(pod, 0)
         elif pod.drain:
             model.rank_exits(pod, 75)
-        elif any(other.training != run or other.dying for other in members):
+        elif any(other.training != run or other.dying for other in members) and not pod.patient():
             model.rank_exits(pod, 1, root=False)
 
     def _until(self, done: Any, rounds: int, end: bool = False) -> bool:
@@ -285,16 +292,19 @@ class ProtocolOfTheOperator(Protocol):
 @pytest.mark.parametrize("machine", [Protocol, ProtocolOfTheOperator])
 @pytest.mark.parametrize("how", ["root", "consequence", "pod", "sigterm"])
 @pytest.mark.parametrize("api", [True, False], ids=["api", "no api"])
-def test_what_hurts_most(machine: type[Protocol], how: str, api: bool) -> None:
+@pytest.mark.parametrize("keeps", [True, False], ids=["regroup", "restart"])
+def test_what_hurts_most(machine: type[Protocol], how: str, api: bool, keeps: bool) -> None:
     """The commonest faults, each once: what comes next is another run, or another attempt of the same one."""
     protocol = machine()
-    protocol.begin(size=2, far=True)
+    protocol.begin(size=2, far=True, keeps=keeps)
     protocol.something_breaks_while_training(pick=0, how=how, api=api, rounds=20)
     newest = max(protocol.model.members)
     if api:
         assert newest > (1, 0)
     else:  # without the API only the same members can go on
         assert newest == ((1, 1) if how in ("root", "consequence") else (1, 0))
+    if newest > (1, 0) and how != "sigterm":  # for then all save and stop
+        assert protocol.model.regrouped == int(keeps)
     protocol.teardown()
 
 

@@ -17,7 +17,7 @@ SET_CHILD_SUBREAPER = 36  # prctl
 REQUIRED = ("TRAINYARD_JOB", "TRAINYARD_JOB_UID", "TRAINYARD_NAMESPACE", "TRAINYARD_POD", "TRAINYARD_POD_UID",
             "TRAINYARD_POD_IP", "TRAINYARD_INDEX", "TRAINYARD_INCARNATION", "TRAINYARD_NUM_PROC")
 RUNTIMES = ("torch", "mindspore")
-SURVIVORS = ("regroup", "restart")  # what ranks of pods that survive do: keep their process, or start anew
+SURVIVORS = ("restart", "regroup")  # what ranks of pods that survive do: start anew, or keep their process if they can
 USAGE = "usage: supervisor -- PROGRAM [ARGUMENT...]"
 
 

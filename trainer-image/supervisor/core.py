@@ -221,7 +221,7 @@ class Core(Survivors):
         if start is None or self.state != "join" or self.world is None or self.world.phase != "Run":
             return
         if self.kept and not start.agent_store:
-            return self._release()  # rank 0 would have to make the store: untested in a process that had another
+            self._release()  # rank 0 would have to make the store: untested in a process that had another
         if self.alive and not self.kept:
             return
         if start.table and start.table != self._basket.have:
@@ -346,8 +346,6 @@ class Core(Survivors):
             return
         self._send_status()
         self._check_drained()
-        if self.leaving is None:
-            self._try_start()  # it may have been told of the start already, while they were kept
 
     # Drain, the end, SIGTERM ------------------------------------------------------------------------------------------
 

@@ -336,7 +336,7 @@ class RanksGone:
 
 @dataclass(frozen=True)
 class RanksLeft:
-    """The ranks live, but in no group any more, and wait for the next run; with a problem: they cannot, or do no longer."""
+    """The ranks live, in no group any more, and wait for the next run; with a problem: they cannot, or do no longer."""
 
     problem: str = ""
 

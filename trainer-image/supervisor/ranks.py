@@ -82,7 +82,7 @@ class Ranks:
         if lines is not None:
             lines.heard = self._heard
         self._kept = False  # the ranks were told to leave their groups, or wait for their next run
-        self._awaited: Set[int] = set()  # pids of those that have still to say that they left their groups, or made them
+        self._awaited: Set[int] = set()  # pids of those that have yet to say that they left their groups, or made them
         self._order: Optional[StartRanks] = None  # given to the fork server
         self._new: List[Rank] = []  # the ranks of that order
         self._early: Dict[int, int] = {}  # status by pid of what ended before we knew which of them are ranks

@@ -9,10 +9,12 @@ from typing import Optional, Tuple
 from supervisor import events as e
 from supervisor.master import Master
 
-LEAVE_WITHIN = 2.0  # s to leave the groups, the step's own work up to its next collective included: a new process
-# takes as long for its start, so waiting longer would gain nothing
-JOIN_WITHIN = 60.0  # s from the start of a run until its groups are made and the model stands. It waits for the others in
-# that time, who may have to import torch first on a busy node (10 s); one that hangs costs no more than a usual restart
+# s to leave the groups, the step's own work up to its next collective included: a new process takes as long for its
+# start, so waiting longer would gain nothing.
+LEAVE_WITHIN = 2.0
+# s from the start of a run until its groups are made and the model stands. Others are waited for in that time, who may
+# have to import torch first, on a busy node (10 s and more).
+JOIN_WITHIN = 60.0
 
 
 class Survivors(Master):

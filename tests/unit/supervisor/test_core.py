@@ -19,9 +19,9 @@ Kind = TypeVar("Kind")
 class Pod:
     """A core with a clock, and what it did."""
 
-    def __init__(self, index: int = 1, ranks: int = 2, incarnation: int = 1) -> None:
+    def __init__(self, index: int = 1, ranks: int = 2, incarnation: int = 1, keeps: bool = False) -> None:
         me = e.Member("job", f"j-{index}-{incarnation}", f"uid-{index}", f"10.0.0.{index + 1}", index, incarnation,
-                      ranks, 30)
+                      ranks, 30, keeps=keeps)
         self.core = Core(me, uniform=lambda low, high: high, free_port=lambda: 4000)
         self.now = 100.0
         self.did: list[e.Action] = []
