@@ -541,6 +541,7 @@ class Leave:
 
 
 Action = Union[
-    StartRanks, CheckPair, KillRanks, KeepRanks, TermRanks, TouchDrain, OpenStore, CloseStore, PrepareStore, Link, Unlink,
-    SendStatus, Tell, SendPart, AskTable, Refuse, WriteReport, DropReport, ReadWorld, TerminationMessage, Log, Leave,
+    StartRanks, CheckPair, KillRanks, KeepRanks, TermRanks, TouchDrain, OpenStore, CloseStore, PrepareStore, Link,
+    Unlink, SendStatus, Tell, SendPart, AskTable, Refuse, WriteReport, DropReport, ReadWorld, TerminationMessage, Log,
+    Leave,
 ]

@@ -31,7 +31,7 @@ class Survivors(Master):
         assert world is not None
         training = self.state == "run" and not self._exits and not self._forced
         return ((training or self.kept or self._asked) and not self._killing and not self._give_up
-                and not self.terminating and world.phase == "Run" and not world.check and self.me.keeps
+                and not self.terminating and world.phase == "Run" and world.check != "Pairs" and self.me.keeps
                 and self._shape == (world.size, world.place(self.me.index)))
 
     def _keep_ranks(self) -> None:
