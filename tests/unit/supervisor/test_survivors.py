@@ -43,8 +43,8 @@ def test_ranks_leave_join_and_are_told_of_the_next_run() -> None:
 
 @pytest.mark.parametrize("world", [
     replace(NEXT, size=3), replace(NEXT, places={1: 2, 0: 0}),
-    replace(NEXT, phase="Drain"), replace(NEXT, phase="Done"),
-], ids=["size", "place", "drain", "done"])
+    replace(NEXT, phase="Drain"), replace(NEXT, phase="Done"), replace(NEXT, check="Pairs"),
+], ids=["size", "place", "drain", "done", "checked nodes"])
 def test_of_another_gang_they_take_no_part(world: e.World) -> None:
     did = Pod(keeps=True).runs().on(e.WorldSeen(world))
     assert (len(found(did, e.KillRanks)), found(did, e.KeepRanks)) == (1, [])
