@@ -35,6 +35,7 @@ class Pulse:
         self._signal = 0
         self._not_compared: set[str] = set()
         self._closed = threading.Event()
+        self._old: set[str] = set()  # groups of generations that this process has outlived
         if path is None:
             return
         try:
@@ -49,6 +50,7 @@ class Pulse:
             print(f"warning: hangs of this rank will not be noticed: {path}: {error.strerror}", flush=True)
             self._map = None
             return
+        self._old = {name for name, _, _ in collectives()}
         self._progress()
         threading.Thread(target=self._follow, name="pulse", daemon=True).start()
 
@@ -107,10 +109,21 @@ class Pulse:
 
     def _follow(self) -> None:
         while not self._closed.is_set():
-            counted = [one for one in collectives() if one[0] not in self._not_compared][:GROUPS]
+            counted = [one for one in renamed(collectives(), self._old) if one[0] not in self._not_compared][:GROUPS]
             packed = b"".join(GROUP.pack(name.encode()[:24], issued, completed) for name, issued, completed in counted)
             self._write(HEADER.size, COUNT.pack(len(counted)) + packed)
             self._closed.wait(EVERY)
+
+
+def renamed(counted: list[tuple[str, int, int]], old: set[str]) -> list[tuple[str, int, int]]:
+    """Without the `old` groups, and by the names that the others have in a new process, so that ranks can be compared:
+    torch numbers a process's groups all its life. The first of a generation is that of all ranks, which is used
+    first."""
+    if not old:
+        return counted
+    new = [(int(name), issued, completed) for name, issued, completed in counted if name not in old]
+    first = min((number for number, _, _ in new), default=0)
+    return sorted((str(number - first), issued, completed) for number, issued, completed in new)
 
 
 def count_collectives() -> None:
