@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from supervisor.copies.slot import Slot
 from train.gang import IMPORTS, Ended, Gang, train
+from trainer.checkpoint import folder as folders
 
 RANKS_A_POD = 2
 STEPS = 24
@@ -249,6 +250,46 @@ def test_copies_damaged_everywhere_do_not_end_a_job_of_another_layout(tmp_path: 
     assert "in memory are not used" in ended.out[0]
     assert "not that of its node" in ended.out[0], "both pods are on one"
     assert sorted(ended.losses) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_is_finished_by_the_copiers_of_ranks_that_died(
+        tmp_path: Path, config: dict[str, Any], pods: Pods, undisturbed: dict[str, dict[int, str]]) -> None:
+    wanted = expected(tmp_path, config, undisturbed)
+    root = tmp_path / "ck"
+    with Gang(tmp_path / "first", [config] * 4, of_rank=pods.environment(), checkpoint=root, every=5) as gang:
+        gang.wait_for(lambda progress: progress.get("durableStep", 0) >= 5)
+        pods.copiers[1].send_signal(signal.SIGSTOP)  # two of the four files cannot be written
+        path = root / f"step-{gang.progress()['step'] // 5 * 5 + 5}.g1"
+        gang.wait_for(lambda progress: all((path / f"__{rank}_0.distcp").exists() for rank in (0, 1)))
+        begun = gang.progress()["step"]
+        gang.wait_for(lambda progress: progress["step"] > begun + 1)
+        ended = gang.kill()
+    assert "stood still" in ended.out[0]
+    assert folders.read_marker(path)[0] is None
+    pods.copiers[1].send_signal(signal.SIGCONT)
+    until(lambda: folders.read_marker(path)[0] is not None)
+    marker = folders.read_marker(path)[0]
+    assert marker is not None
+    assert folders.verify(path, marker.files) is None
+    for pod in (0, 1):
+        pods.replace(pod)
+    ended = go_on(tmp_path, config, pods, checkpoint=root, every=5)
+    assert ended.codes == [0] * 4, ended.text
+    assert f"from {path.name}, saved by 4 ranks" in ended.out[0], "as any other"
+    assert ended.losses == {step: loss for step, loss in wanted.items() if step > marker.step}
+
+
+def test_a_checkpoint_that_outlives_its_ranks_is_the_next_ranks_checkpoint(
+        tmp_path: Path, config: dict[str, Any], pods: Pods, undisturbed: dict[str, dict[int, str]]) -> None:
+    wanted = expected(tmp_path, config, undisturbed)
+    root = tmp_path / "ck"
+    with Gang(tmp_path / "first", [config] * 4, of_rank=pods.environment(), checkpoint=root, every=5) as gang:
+        gang.wait_for(lambda progress: progress.get("durableStep", 0) >= 5)
+        gang.kill()
+    ended = go_on(tmp_path, config, pods, checkpoint=root, every=5)
+    assert ended.codes == [0] * 4, ended.text
+    assert ended.losses == {step: loss for step, loss in wanted.items() if step > resumed_from(ended)}
+    assert folders.scan(root)[0].step == STEPS
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.copies.marker import sync_folder as sync_folder
+
 
 @dataclass(frozen=True)
 class FileSum:
@@ -35,17 +37,3 @@ def sync_file(path: Path) -> None:
     """Wait until the disk has what others wrote into a file. Raises OSError."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the folder's entries. File systems that cannot sync a folder are taken at their word."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        return
-    finally:
-        os.close(descriptor)

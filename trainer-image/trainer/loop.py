@@ -20,6 +20,7 @@ from trainer.checkpoint import folder as folders
 from trainer.checkpoint import recall, resume
 from trainer.checkpoint.copies import open_memory
 from trainer.checkpoint.memory import Memory, Unavailable, local_of
+from trainer.checkpoint.pinned import Pinned
 from trainer.checkpoint.recall import Recall
 from trainer.checkpoint.resume import Choice
 from trainer.checkpoint.saver import Saver, State
@@ -123,7 +124,7 @@ class Loop:
             self.saver = Saver(root, self.gang, generation, self.run_.keep, self.identity, self.committed,
                                self.save_failed)
         self.memory = open_memory(self.run_.memory, self.gang, self.model.layout, self.identity, generation,
-                                  lambda text: self.warn("NoMemoryCopies", text))
+                                  lambda text: self.warn("NoMemoryCopies", text), root is not None)
         recalled = self.resume_from_memory(root)
         if recalled is None and (root is None or not self.resume_from_checkpoint(root)):
             first_weights(self.model, self.config, self.gang)
@@ -210,6 +211,8 @@ class Loop:
             self.warn("NoMemoryCopies", str(error))
             self.memory = None
             return
+        if self.saver is not None and self.memory.pins:
+            self.save_begun = self.saver.take_over(Pinned(self.memory), self.memory.pending, self.step)
         if not self.memory.outlive_node:
             say(self.gang, "copies in memory outlive the loss of a pod, but not that of its node: all pods are there")
         if recalled is not None:

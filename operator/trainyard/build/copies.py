@@ -9,6 +9,7 @@ from trainyard.build.types import InvalidTemplate, Object
 from trainyard.placement.quantities import quantity
 
 SHM_PATH = "/dev/shm"
+HELD = 2  # slots for each rank of another pod
 SHARE = 0.8  # of what is free that the trainer takes for copies at most
 MIB = 2**20
 
@@ -19,9 +20,10 @@ def copies_bytes(spec: TrainingJobSpec, state: float) -> int:
     wish = spec.checkpoint.memory
     if spec.train is None or wish.every == 0 or not isinstance(wish.copies, int):
         return 0
-    slots = 2 if wish.every == wish.copy_every != "auto" else 3
+    own = 2 if wish.every == wish.copy_every != "auto" else 3
+    pinned = 1 if spec.checkpoint.volume is not None else 0  # for as long as a checkpoint is written
     fewer = spec.num_nodes / (spec.min_nodes or spec.num_nodes)
-    return int(spec.procs * state * fewer * slots * (1 + wish.copies))
+    return int(spec.procs * state * fewer * (own + pinned + HELD * wish.copies))
 
 
 def make_room(pod: Object, spec: TrainingJobSpec, need: int) -> None:

@@ -29,15 +29,21 @@ def trainer(template: Any, volumes: Any = None, **resources: Any) -> dict[str, A
 
 
 @pytest.mark.parametrize(("memory", "expected"), [
-    ({"copies": 1, "every": 5, "copyEvery": 5}, 8 * 2 * 2 * GIB),  # ranks x slots x (own + one other node's)
-    ({"copies": 1, "every": 1, "copyEvery": 5}, 8 * 3 * 2 * GIB),
-    ({"copies": 2}, 8 * 3 * 3 * GIB),
+    ({"copies": 1, "every": 5, "copyEvery": 5}, 8 * (2 + 2) * GIB),  # ranks x slots (own + those for other nodes)
+    ({"copies": 1, "every": 1, "copyEvery": 5}, 8 * (3 + 2) * GIB),
+    ({"copies": 2}, 8 * (3 + 2 * 2) * GIB),
     ({"copies": 0}, 8 * 3 * GIB),
     ({"copies": 1, "every": 0}, 0),
     ({}, 0),  # auto takes what there is
 ])
 def test_bytes_a_pod(memory: dict[str, Any], expected: int) -> None:
     assert copies_bytes(copying(**memory), GIB) == expected
+
+
+def test_a_checkpoint_is_written_from_one_slot_more() -> None:
+    memory = {"copies": 1, "every": 5, "copyEvery": 5}
+    spec = train_job(numNodes=4, numProcPerNode=8, checkpoint={"memory": memory, "volume": {"emptyDir": {}}})
+    assert copies_bytes(spec, GIB) == 8 * (2 + 2 + 1) * GIB
 
 
 def test_fewer_pods_hold_more_each() -> None:

@@ -59,4 +59,4 @@ def test_other_pods_on_other_nodes_and_even(gang: list[tuple[str, int]], copies:
     if apart and copies:
         assert made.outlive_node == (len(nodes) > 1 or len(gang) == 1)
     if even:
-        assert made.most_kept == max(kept.values())
+        assert made.most_kept(1, 1) == max(kept.values())

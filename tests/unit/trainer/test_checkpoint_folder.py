@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from supervisor.copies import marker
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint.folder import Found, Marker
 from trainer.checkpoint.resume import check_model, default_generation
@@ -116,7 +117,7 @@ def test_newer_version_is_neither_loaded_nor_deleted(tmp_path: Path) -> None:
     content = json.loads((path / folders.MARKER).read_text())
     content["version"] = 99
     del content["digest"]
-    content["digest"] = folders._digest(content)
+    content["digest"] = marker.digest(content)
     (path / folders.MARKER).write_text(json.dumps(content))
     assert "written by a newer trainer" in folders.read_marker(path)[1]
     save(tmp_path, 4, "2")

@@ -6,9 +6,10 @@ One a pod, started by the supervisor; it outlives the ranks. In FOLDER:
     own/<layout>/<rank>.<slot>       written by ranks
     held/<layout>/<rank>.<slot>      for buddies in other pods
     acks/<layout>.<rank>             8 bytes: number of the newest content of that rank that all its buddies hold
+    own/<layout>/<rank>.form         what that rank's files of a durable checkpoint are made of
     alive                            written every second
 
-A copier never decides anything; ranks agree among themselves what is sent, loaded and dropped.
+A copier never decides anything; ranks agree among themselves what is sent, loaded, saved and dropped.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from supervisor.copies.courier import Broken, Courier
 from supervisor.copies.keeper import Keeper, Message
 from supervisor.copies.sender import Sender
 from supervisor.copies.slot import Damaged
+from supervisor.copies.writer import Writer
 from supervisor.wire import join_address
 
 ALIVE_EVERY = 1.0  # s between two signs of life for the supervisor
@@ -46,6 +48,7 @@ class Copier:
         six = ":" in host
         self._listener = _listen("::" if six else "0.0.0.0", six, os.path.join(folder, "port"))
         self.address = join_address(host, self._listener.getsockname()[1])
+        self.writer = Writer(self.keeper, token, self.address)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, GONE))
         path = os.path.join(folder, "copier.sock")
@@ -97,7 +100,7 @@ class Copier:
             self._room.release()
 
     def _remote(self, sock: socket.socket) -> None:
-        self.keeper.serve(Courier(sock, self._token, server=True))
+        self.keeper.serve(Courier(sock, self._token, server=True), part=self.writer.serve)
 
     # What ranks of this pod ask for -----------------------------------------------------------------------------------
 
@@ -108,6 +111,8 @@ class Copier:
                                                                           int(message.get("parts", 1)))},
             "attach": self._attach, "send": self._send, "fetch": self._fetch,
             "keep": self._keep, "state": self._state,
+            "save": self.writer.save, "written": self.writer.written, "verdict": self.writer.verdict,
+            "drop": self.writer.drop,
         }
         with sock.makefile("rwb") as stream:
             for line in stream:
@@ -135,10 +140,11 @@ class Copier:
                                                  list(message["buddies"]))
         for sender in stopping:
             sender.stop()
-        return {"address": self.address}
+        return {"address": self.address, "pending": self.writer.pending(layout, rank)}
 
     def _send(self, message: Message) -> Message:
-        self._senders[str(message["layout"]), int(message["rank"])].send(int(message["slot"]), int(message["number"]))
+        sender = self._senders[str(message["layout"]), int(message["rank"])]
+        sender.send(int(message["slot"]), int(message["number"]), message.get("keep"))
         return self._state(message)
 
     def _state(self, message: Message) -> Message:

@@ -10,12 +10,13 @@ import struct
 import threading
 import time
 import zlib
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from supervisor.copies.courier import Broken, Courier
 from supervisor.copies.slot import Damaged, Slot
 
 _NAME = re.compile(r"^[0-9a-f]{8,64}/\d{1,8}\.\d$")  # layout / rank . slot
+HELD = 2  # files a rank of another pod: what was whole last, and what is arriving
 CHECKED_FOR = 60.0  # s that a copy which was found good is not checked again
 
 Message = Dict[str, Any]
@@ -38,6 +39,10 @@ class Keeper:
         if kind not in ("own", "held") or not _NAME.match(name):
             raise ValueError(f"expected own or held and LAYOUT/RANK.SLOT, found {kind!r} and {name!r}")
         return os.path.join(self.folder, kind, name)
+
+    def form(self, layout: str, rank: int) -> str:
+        """Where it is said what that rank's files of a checkpoint are made of; it goes with the layout's copies."""
+        return f"{self.path('own', f'{layout}/{rank}.0')[:-2]}.form"
 
     def lock(self, path: str) -> threading.Lock:
         """Only one writes a file at a time."""
@@ -104,9 +109,9 @@ class Keeper:
 
     # What other copiers ask for ---------------------------------------------------------------------------------------
 
-    def serve(self, courier: Courier) -> None:
-        """Answer until the other side hangs up. Raises Broken, OSError."""
-        answers = {"put": self._take, "get": self._give}
+    def serve(self, courier: Courier, **others: Callable[[Courier, Message], None]) -> None:
+        """Answer until the other side hangs up; `others` answer what a keeper does not. Raises Broken, OSError."""
+        answers = {"put": self._take, "get": self._give, **others}
         while True:
             courier.await_more()  # the next copy may be minutes away
             message = courier.receive()
@@ -114,9 +119,12 @@ class Keeper:
 
     def _take(self, courier: Courier, message: Message) -> None:
         """A buddy's copy. Its seal comes last, and only if the data's sum is right."""
-        path, seal, total, size = self.path("held", message["name"]), message["seal"], message["sum"], message["bytes"]
-        with self.lock(path):
+        seal, total, size = message["seal"], message["sum"], message["bytes"]
+        both = self.path("held", f"{message['name']}.0")[:-2]
+        with self.lock(both), contextlib.ExitStack() as stack:
             self.meet(str(message["generation"]))
+            path = self._place(message)
+            stack.enter_context(self.lock(path))
             slot = self._ready(path, message["header"], size)
             try:
                 if slot.seal() == seal and slot.known_sum() == total:
@@ -133,6 +141,27 @@ class Keeper:
             finally:
                 slot.close()
         courier.send({"held": True})
+
+    def _place(self, message: Message) -> str:
+        """Which of the two files of a rank: the one that has this content already, else the one that may go. Their
+        numbers are none of the sender's slots: it may have more, or have been replaced."""
+        paths = [self.path("held", f"{message['name']}.{place}") for place in range(HELD)]
+        seals = [self._seal(path) for path in paths]
+        for path, seal in zip(paths, seals):
+            if seal == message["seal"]:
+                return path
+        kept = [seal is not None and seal["step"] == message["keep"] for seal in seals]
+        ages = [-1 if seal is None else seal["step"] for seal in seals]
+        return paths[min(range(HELD), key=lambda place: (kept[place], ages[place]))]
+
+    def _seal(self, path: str) -> Optional[Message]:
+        with contextlib.suppress(OSError, Damaged):
+            slot = Slot.open(path)
+            try:
+                return slot.seal()
+            finally:
+                slot.close()
+        return None
 
     def _ready(self, path: str, header: Message, size: int) -> Slot:
         with contextlib.suppress(OSError, Damaged):

@@ -5,12 +5,15 @@ is agreed in the all-reduce of every step.
 step that is known to be whole at every rank and at every buddy. `sent`: a later one on its way to the buddies. While
 these are kept, any set of ranks may die at any moment: what is left always holds one common step (the buddies of pods
 that died at the same moment excepted, that is what several copies are for).
+
+One slot more than take turns, a spare, lets one be pinned for as long as a durable checkpoint is written from it. When
+that ends differs from rank to rank, so nothing that must be alike at all of them depends on it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional, Set
+from typing import List, Optional, Set, Tuple
 
 RETRY = 10  # times as many steps as were waited for a buddy go by before it is tried again
 
@@ -26,6 +29,13 @@ class Rotation:
     skipped: int = 0
     waited: int = 0  # all-reduces since it was sent
     retry: int = 0  # all-reduces until something is sent again, after buddies were given up
+    spare: int = 0  # slots beyond those that take turns
+    pinned: Optional[int] = None  # slot that a checkpoint is written from
+
+    @property
+    def turns(self) -> int:
+        """How many slots take turns."""
+        return len(self.slots) - self.spare
 
     def kept(self) -> Set[int]:
         """Steps that must stay."""
@@ -34,12 +44,26 @@ class Rotation:
     def place(self) -> Optional[int]:
         """The slot for the next copy; None, counted, if what is in all of them must stay. All ranks skip together, also
         one that was replaced and has fewer slots filled."""
-        kept = self.kept()
-        if len(kept) >= len(self.slots):
+        if len(self.kept()) >= self.turns:
             self.skipped += 1
             return None
-        free = [number for number, step in enumerate(self.slots) if step is None or step not in kept]
+        return self._free()
+
+    def _free(self) -> int:
+        """A slot that may be overwritten: no more are kept than take turns, and with a spare one may be pinned."""
+        kept = self.kept()
+        free = [number for number, step in enumerate(self.slots)
+                if number != self.pinned and (step is None or step not in kept)]
         return min(free, key=lambda number: (self.slots[number] is not None, self.slots[number] or 0, number))
+
+    def pin(self, step: int) -> Tuple[int, bool]:
+        """The slot that a checkpoint of this step is written from, and whether the step must first be written into it,
+        which is for nothing else then: it is not copied(). No other may be pinned."""
+        assert self.spare
+        assert self.pinned is None
+        there = step in self.slots
+        self.pinned = self.slots.index(step) if there else self._free()
+        return self.pinned, not there
 
     def begin(self, slot: int) -> None:
         """Its content is being overwritten."""
@@ -76,5 +100,5 @@ class Rotation:
             self.agreed, self.sent = self.sent, None
         elif given_up:
             self.sent, self.retry = None, RETRY * self.waited
-            if len(self.slots) < 3:
+            if self.turns < 3:
                 self.agreed = None

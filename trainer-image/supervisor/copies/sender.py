@@ -27,15 +27,16 @@ class Sender:
         self._layout, self._rank, self._buddies = layout, rank, buddies
         self._couriers: Dict[str, Courier] = {}
         self._guard = threading.Lock()  # once stop() had it, nothing more is written or connected
-        self._orders: "queue.Queue[Optional[Tuple[int, int]]]" = queue.Queue()
+        self._orders: "queue.Queue[Optional[Tuple[int, int, Optional[int]]]]" = queue.Queue()
         self.stopped = threading.Event()
         self.problem = ""
         self.seconds = 0.0  # cpu of the newest
         threading.Thread(target=self._run, name=f"send {rank}", daemon=True).start()
 
-    def send(self, slot: int, number: int) -> None:
-        """Send what is in this slot, as long as it is the content with this number."""
-        self._orders.put((slot, number))
+    def send(self, slot: int, number: int, keep: Optional[int] = None) -> None:
+        """Send what is in this slot, as long as it is the content with this number. What the buddies hold of the step
+        `keep` must stay."""
+        self._orders.put((slot, number, keep))
 
     def stop(self) -> None:
         """No acknowledgement of this rank is written any more when this returns. Does not wait for the network: a new
@@ -64,9 +65,8 @@ class Sender:
         for courier in self._couriers.values():
             courier.close()
 
-    def _send(self, place: int, number: int) -> None:
-        name = f"{self._layout}/{self._rank}.{place}"
-        slot = Slot.open(self._keeper.path("own", name), write=True)
+    def _send(self, place: int, number: int, keep: Optional[int]) -> None:
+        slot = Slot.open(self._keeper.path("own", f"{self._layout}/{self._rank}.{place}"), write=True)
         try:
             seal = slot.seal()
             if seal is None or seal["number"] != number:
@@ -78,7 +78,7 @@ class Sender:
                     return
                 slot.note_sum(number, total)
             for buddy in self._buddies:
-                self._deliver(buddy, name, slot, seal, total)
+                self._deliver(buddy, slot, seal, total, keep)
             with self._guard:
                 if not self.stopped.is_set():
                     self._keeper.acknowledge(self._layout, self._rank, number)
@@ -97,12 +97,12 @@ class Sender:
             self._couriers[buddy] = courier
         return courier
 
-    def _deliver(self, buddy: str, name: str, slot: Slot, seal: Message, total: int) -> None:
+    def _deliver(self, buddy: str, slot: Slot, seal: Message, total: int, keep: Optional[int]) -> None:
         for attempt in range(TRIES):
             try:
                 courier = self._courier(buddy)
-                courier.send({"op": "put", "name": name, "header": slot.header, "seal": seal, "sum": total,
-                              "bytes": len(slot.data), "generation": self._generation})
+                courier.send({"op": "put", "name": f"{self._layout}/{self._rank}", "header": slot.header, "seal": seal,
+                              "sum": total, "bytes": len(slot.data), "generation": self._generation, "keep": keep})
                 answer = courier.receive()
                 self.problem = ""  # it answers: this may take its time
                 if not answer.get("have"):

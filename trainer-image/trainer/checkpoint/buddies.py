@@ -30,13 +30,12 @@ class Buddies:
         there = [self._ranks[pod] for pod in self._of_pod(self._pods[rank])]
         return [ranks[place % len(ranks)] for ranks in there]
 
-    @property
-    def most_kept(self) -> int:
-        """Ranks' states in the pod that keeps most of them, its own included."""
-        kept = Counter({pod: len(ranks) for pod, ranks in self._ranks.items()})
+    def most_kept(self, own: int, held: int) -> int:
+        """Slots in the pod that has most of them, with so many for each rank of its own, and for each of others."""
+        kept = Counter({pod: own * len(ranks) for pod, ranks in self._ranks.items()})
         for pod, ranks in self._ranks.items():
             for other in self._of_pod(pod):
-                kept[other] += len(ranks)
+                kept[other] += held * len(ranks)
         return max(kept.values())
 
     @property

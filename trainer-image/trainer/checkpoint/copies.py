@@ -14,8 +14,9 @@ from trainer.errors import ConfigError
 
 
 def open_memory(asked: MemoryWish | None, gang: Gang, layout: Any, identity: dict[str, Any], generation: str,
-                warn: Callable[[str], None]) -> Memory | None:
-    """Every rank at the same place. Raises ConfigError for what was asked for and cannot be."""
+                warn: Callable[[str], None], durable: bool) -> Memory | None:
+    """Every rank at the same place. `durable`: there is a checkpoint folder, too. Raises
+    ConfigError for what was asked for and cannot be."""
     if asked is None or asked.every == 0:
         return None
     every, copy_every = asked.every, asked.copy_every
@@ -24,7 +25,7 @@ def open_memory(asked: MemoryWish | None, gang: Gang, layout: Any, identity: dic
     model = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     try:
         return Memory(asked.folder, gang, layout_digest(gang.world_size, layout, identity), model, generation,
-                      asked.copies, Rhythm(every, copy_every))
+                      asked.copies, Rhythm(every, copy_every), durable)
     except Unavailable as error:
         warn(f"no copies in memory: {error}")
         return None

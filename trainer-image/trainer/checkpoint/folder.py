@@ -11,7 +11,6 @@ store will do."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -21,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from supervisor.copies import marker
+
 from trainer.files import FileSum, sum_file, sync_folder, write_durably
 
-MARKER = "COMMITTED.json"
+MARKER = marker.NAME
 VERSION = 1
 _NAME = re.compile(r"^step-(\d+)\.g(\d+(?:\.\d+)?)$")
 _CLAIM = re.compile(r"^generation-(\d+(?:\.\d+)?)$")
@@ -98,7 +99,7 @@ def _look(folder: Path) -> tuple[Marker | None, str, Literal["", "unmarked", "to
     try:
         content = json.loads(path.read_text())
         digest = content.pop("digest")
-        if digest != _digest(content):
+        if digest != marker.digest(content):
             return None, f"{path} is damaged (its digest does not match)", "torn"
         if content["version"] > VERSION:
             return None, f"{path} was written by a newer trainer (version {content['version']})", ""
@@ -113,23 +114,23 @@ def _look(folder: Path) -> tuple[Marker | None, str, Literal["", "unmarked", "to
         return None, f"{path} cannot be read ({type(error).__name__}: {error})", "torn"
 
 
-def write_marker(folder: Path, marker: Marker) -> None:
+def write_marker(folder: Path, committed: Marker) -> None:
     """Write the marker durably: file and folder are synced. Raises OSError."""
-    content: dict[str, Any] = {
-        "version": VERSION,
-        "step": marker.step,
-        "generation": marker.generation,
-        "worldSize": marker.world_size,
-        "model": marker.model,
-        "training": marker.training,
-        "files": {name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in sorted(marker.files.items())},
-    }
-    write_durably(folder / MARKER, json.dumps({**content, "digest": _digest(content)}, indent=1).encode())
+    write_durably(folder / MARKER, marker.dump(content_of(committed)))
     sync_folder(folder)
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def content_of(committed: Marker) -> dict[str, Any]:
+    """As the file has it, without its digest."""
+    return {
+        "version": VERSION,
+        "step": committed.step,
+        "generation": committed.generation,
+        "worldSize": committed.world_size,
+        "model": committed.model,
+        "training": committed.training,
+        "files": {name: {"bytes": one.bytes, "sha256": one.sha256} for name, one in sorted(committed.files.items())},
+    }
 
 
 def verify(folder: Path, files: dict[str, FileSum]) -> str | None:

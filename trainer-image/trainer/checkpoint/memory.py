@@ -21,6 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
+from supervisor.copies.keeper import HELD
 from supervisor.copies.rotation import Rotation
 from supervisor.copies.slot import Damaged, Slot
 from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
@@ -154,9 +155,10 @@ class Memory:
     """This rank's copies."""
 
     def __init__(self, folder: Path, gang: Gang, layout: str, model: str, run: str, copies: int | None,
-                 rhythm: Rhythm) -> None:
+                 rhythm: Rhythm, durable: bool = False) -> None:
         """`layout`: a digest of all that decides who holds what; `model`: of what the tensors mean; `copies`: None if
-        fewer will do. Raises Unavailable on every rank if one cannot, ConfigError for more copies than other pods."""
+        fewer will do; `durable`: checkpoints are written from here, too. Raises Unavailable on every rank if one
+        cannot, ConfigError for more copies than other pods."""
         self.gang = gang
         self.folder = folder
         self.layout = layout
@@ -164,6 +166,8 @@ class Memory:
         self.run = run
         self.rhythm = rhythm
         self.asked = copies is not None
+        self.pins = durable  # is there a slot to pin?
+        self.pending: dict[str, Any] | None = None  # a checkpoint that copiers are writing since before this run
         self.copier = Copier(folder)
         self.problem = ""
         self.memory_step: int | None = None  # newest that is whole everywhere
@@ -172,6 +176,7 @@ class Memory:
         self._ack = 0
         self._number = 0  # of the content that was sent last
         self._sent_slot = 0
+        self._sent_beside: int | None = None  # step that the buddies must keep meanwhile
         self._sent_at = self._told_at = 0.0
         self._telling = False
         self._forgotten = False
@@ -224,28 +229,44 @@ class Memory:
         self._pieces, size = pieces(state)
         header = {"world": self.gang.world_size, "rank": self.gang.rank, "model": self.model,
                   "tensors": [piece.dump() for piece, _ in self._pieces]}
-        count = self._fit(size)
+        count = self._fit(size) + self.pins
         problem = ""
-        self._attach(self.copier)
+        pending = self._attach(self.copier)
         try:
             self._slots = [self._slot(number, header, size) for number in range(count)]
         except OSError as error:
             problem = f"{count} copies of {size >> 20} MiB a rank do not fit {self.folder}: {error.strerror or error}"
-        wrong = [f"rank {rank}: {text}" for rank, text in enumerate(gather(self.gang, problem)) if text]
+        answers = gather(self.gang, (problem, pending and pending["save"]))
+        wrong = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(answers) if text]
         if wrong:
             self._drop()
             raise Unavailable(wrong[0])
         seals = [slot.seal() for slot in self._slots]
         kept = [seal["step"] if seal and (seal["step"], seal["run"]) == resumed else None for seal in seals]
-        self.rotation = Rotation(kept, agreed=resumed[0] if resumed else None)  # what else there is is of another past
+        self.rotation = Rotation(kept, agreed=resumed[0] if resumed else None,  # what else there is is of another past
+                                 spare=int(self.pins))
+        self._take_over(pending, len({save for _, save in answers}) == 1)
         self._open_acknowledgement()
         self._runner.start()
 
-    def _attach(self, copier: Copier) -> None:
+    def _attach(self, copier: Copier) -> dict[str, Any] | None:
+        """Answers with the checkpoint that the copier writes of this rank, or wrote last."""
         try:
-            copier.ask("attach", layout=self.layout, rank=self.gang.rank, buddies=self.buddies(), generation=self.run)
+            answer = copier.ask("attach", layout=self.layout, rank=self.gang.rank, buddies=self.buddies(),
+                                generation=self.run)
+            return answer.get("pending")
         except OSError as error:  # it is told again together with the first copy
             self.problem = f"copies are not sent to other pods: {error}"
+            return None
+
+    def _take_over(self, pending: dict[str, Any] | None, everywhere: bool) -> None:
+        """A checkpoint whose ranks have died goes on being written if all of its copiers are still there."""
+        if pending is None:
+            return
+        if everywhere and self.pins:
+            self.pending, self.rotation.pinned = pending, pending["slot"]
+        else:
+            self.copier.try_to("drop", ASKED_BETWEEN_STEPS, save=pending["save"])
 
     def _fit(self, size: int) -> int:
         """Slots a rank, so that all of a pod's copies, own and held, fit its free memory; buddies on the same node, or
@@ -258,22 +279,25 @@ class Memory:
         beside_others = int(min(free for _, _, free in answers) * SHARE)
         same = self.rhythm.decided and self.rhythm.own == self.rhythm.buddy
         near = Buddies(self._pods, self._hosts, self._copies, apart=False)
-        choices = [(count, buddies) for buddies in (self._buddies, near) for count in ((2,) if same else (3, 2))]
+        # Without a slot to pin the rank itself makes a copy while a checkpoint is written, outside of this mount.
+        each = [(2, self.pins)] if same else [(3, self.pins), (2, self.pins)]
+        each += [(2, False)] if self.pins else []
+        choices = [(count, pin, buddies) for buddies in (self._buddies, near) for count, pin in each]
         if not self.asked:
-            choices.append((2, Buddies(self._pods, self._hosts, 0)))
-        for count, buddies in choices:
-            need = buddies.most_kept * largest * count
+            choices += [(count, pin, Buddies(self._pods, self._hosts, 0)) for count, pin in each if count == 2]
+        for count, pin, buddies in choices:
+            need = buddies.most_kept(count + pin, HELD) * largest
             if need <= free:
-                self._buddies = buddies
+                self._buddies, self.pins = buddies, pin
                 if need > beside_others:  # a former layout's copies, which have been loaded, are in the way
                     self.copier.try_to("keep", layout=self.layout)
                 if count == 2 and not same:  # both kinds share the two slots
                     self.rhythm.together = True
                 return count
-        count, buddies = choices[-1]
-        kept = buddies.most_kept
-        raise Unavailable(f"{count} copies of {largest >> 20} MiB for each of {kept} ranks, those of other pods "
-                          f"included, need {kept * largest * count >> 20} MiB a pod, {free >> 20} MiB can be used; "
+        count, _, buddies = choices[-1]
+        kept = buddies.most_kept(count, HELD)
+        raise Unavailable(f"{kept} slots of {largest >> 20} MiB, those for other pods included, need "
+                          f"{kept * largest >> 20} MiB a pod, {free >> 20} MiB can be used; "
                           "give the pods more memory, or set checkpoint.memory.every to 0")
 
     def _slot(self, number: int, header: dict[str, Any], size: int) -> Slot:
@@ -321,38 +345,55 @@ class Memory:
             seal = self._slots[slot].seal()
             assert seal is not None
             self._number = seal["number"]
-            self._sent_slot = slot
+            self._sent_slot, self._sent_beside = slot, self.rotation.agreed
             self._sent_at = time.monotonic()
             if self.buddies():
                 self._tell()
 
     def _write(self, step: int, training: dict[str, Any], run: str) -> int | None:
         slot = self.rotation.place()
-        if slot is None:
-            return None
+        if slot is not None:
+            self._fill(slot, step, training, run)
+        return slot
+
+    def _fill(self, slot: int, step: int, training: dict[str, Any], run: str) -> None:
         target = self._slots[slot]
         self.rotation.begin(slot)
         target.break_seal()
         for piece, local in self._pieces:
             view(target.data, piece).copy_(local)
         target.set_seal({"step": step, "run": run, "number": time.time_ns(), "training": training})
-        return slot
+
+    def pin(self, step: int, training: dict[str, Any]) -> tuple[int, int]:
+        """The slot that holds this step, and the number of its content: it stays until unpin(). The state is only
+        copied if it was not, after this step."""
+        slot, empty = self.rotation.pin(step)
+        if empty:
+            self._fill(slot, step, training, self.run)
+        seal = self._slots[slot].seal()
+        assert seal is not None
+        return slot, seal["number"]
+
+    def unpin(self) -> None:
+        """It may be overwritten; from any thread."""
+        self.rotation.pinned = None
 
     def _tell(self) -> None:
         """Have it sent. Not in this thread: a copier that hangs must not keep anybody from training."""
         self._told_at = time.monotonic()
-        slot, number = self._sent_slot, self._number
+        slot, number, keep = self._sent_slot, self._number, self._sent_beside
         if not self._telling:
             self._telling = True
-            self._errands.put(lambda: self._order(slot, number))
+            self._errands.put(lambda: self._order(slot, number, keep))
 
-    def _order(self, slot: int, number: int) -> None:
+    def _order(self, slot: int, number: int, keep: int | None) -> None:
         """A copier that was started anew must first be told to whom."""
         for attempt in range(2):
             try:
                 if attempt:
                     self._attach(self._teller)
-                answer = self._teller.ask("send", layout=self.layout, rank=self.gang.rank, slot=slot, number=number)
+                answer = self._teller.ask("send", layout=self.layout, rank=self.gang.rank, slot=slot, number=number,
+                                          keep=keep)
                 self.problem = answer["problem"]
                 break
             except OSError as error:

@@ -1,7 +1,9 @@
-"""Saving while training goes on: the state is copied, then a thread writes, hashes and commits it.
+"""Saving while training goes on: copiers write the state from pinned slots (trainer.checkpoint.pinned); where there are
+none, it is copied, then a thread writes, hashes and commits it.
 
 All ranks start a save at the same step. The thread has a process group of its own; every stage of it ends in a
-collective, so a failure of one rank is everybody's failure and a gang that lost a rank can never commit."""
+collective, so a failure of one rank is everybody's failure and, without copiers, a gang that lost a rank can never
+commit."""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +31,18 @@ from trainer.distributed import Gang
 from trainer.errors import describe, one_line
 from trainer.files import FileSum, sum_file, sync_folder, write_durably
 
+if TYPE_CHECKING:
+    from trainer.checkpoint.pinned import Pinned
+
 State = dict[str, dict[str, torch.Tensor]]
+
+
+class NotWritten(OSError):
+    """No copier will write the marker; `copiers` says whether that is their fault, not the disk's."""
+
+    def __init__(self, reason: str, copiers: bool) -> None:
+        super().__init__(reason)
+        self.copiers = copiers
 
 
 class _Writer(FileSystemWriter):  # type: ignore[misc]  # torch is not typed here
@@ -63,6 +77,8 @@ class Saver:
         self._on_failure = on_failure
         self._thread: threading.Thread | None = None
         self._staged: State = {}
+        self.pinned: Pinned | None = None  # who writes from memory, if anybody
+        self._copiers_failed = False  # then the next is written here
         self._marked: Path | None = None  # the newest whose marker is written; nothing of it may be undone
         self.protected: Path | None = None  # what training was resumed from
         self.damaged: set[Path] = set()  # found when resuming
@@ -76,10 +92,35 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, step: int, state: State, training: dict[str, Any]) -> None:
-        """Copy the state and write it in the background. Every rank calls this at the same step, when none is busy."""
+        """Copy the state, if it is not in memory yet, and have it written in the background. Every rank calls this at
+        the same step, when none is busy."""
         self.wait()
-        self._stage(state)
-        self._thread = threading.Thread(target=self._run, args=(step, dict(training)), name=f"save-{step}", daemon=True)
+        path = self._root / folders.folder_name(step, self._generation)
+        work: Callable[[], None]
+        if self.pinned is not None and not self._copiers_failed:
+            marker = Marker(step, self._generation, self._gang.world_size, self._model, dict(training), {})
+            work = partial(self.pinned.write, path, marker, state, self.pinned.pin(step, training))
+        else:
+            self._stage(state)
+            work = partial(self._write, path, step, dict(training))
+        self._start(path, step, work)
+
+    def take_over(self, pinned: Pinned, pending: dict[str, Any] | None, step: int) -> int:
+        """From now on copiers write. `pending`: what they write since before these ranks; unless it is old, or of a
+        step that these have not come to, its end is waited for as that of any save. Returns the newest step that was
+        saved or is being."""
+        self.pinned = pinned
+        saved = self.saved_step or 0
+        if pending is None:
+            return saved
+        if not saved < pending["step"] <= step:
+            pinned.let_go(pending)
+            return saved
+        self._start(Path(pending["folder"]), pending["step"], partial(pinned.go_on, pending))
+        return int(pending["step"])
+
+    def _start(self, path: Path, step: int, work: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=self._run, args=(path, step, work), name=f"save-{step}", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -107,21 +148,25 @@ class Saver:
                 target = kept[name]._local_tensor if isinstance(kept[name], DTensor) else kept[name]
                 target.copy_(local.detach())
 
-    def _run(self, step: int, training: dict[str, Any]) -> None:
-        path = self._root / folders.folder_name(step, self._generation)
+    def _run(self, path: Path, step: int, work: Callable[[], None]) -> None:
+        by_copiers = self.pinned is not None and not self._copiers_failed
         try:
-            self._write(path, step, training)
+            work()
         except (Exception, CheckpointException) as error:  # torch made the latter no Exception
             self.failures += 1
             self.failed_at = time.monotonic()
+            self._copiers_failed = isinstance(error, NotWritten) and error.copiers
             if self._gang.first:
-                if path != self._marked:
+                # Without a word from them copiers go on writing.
+                if path != self._marked and (not by_copiers or isinstance(error, NotWritten)):
                     folders.remove(path)
                 self._on_failure(step, reason(error))
             return
         self.failures = 0
         self.saved_step = step
+        self._copiers_failed = False
         if self._gang.first:
+            self._marked = path
             self._on_commit(step)
             self._retire()
 

@@ -194,7 +194,7 @@ def test_ranks_that_attach_at_once_all_replace_the_former_layouts_senders(pods: 
             asked = [pool.submit(line.ask, "attach", layout=layout, rank=rank, buddies=[there.address], generation="1")
                      for rank, line in enumerate(lines)]
         answers = [one.result() for one in asked]
-        assert answers == [{"address": here.address}] * 8
+        assert answers == [{"address": here.address, "pending": None}] * 8
 
 
 def test_a_buddy_that_hangs_does_not_keep_the_next_generation_waiting(pods: tuple[Pod, Pod]) -> None:

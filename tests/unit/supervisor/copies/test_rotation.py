@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import settings
@@ -69,26 +69,33 @@ def test_own_copies_go_on_without_a_buddy_that_is_gone(slots: int, agreed: int |
 
 @dataclass
 class Member:
-    """A rank: its slots and what its buddy (another pod) holds for it, slot by slot."""
+    """A rank: its slots and what its buddy (another pod) holds for it, in two places."""
 
     rotation: Rotation
     held: list[int | None]
     acknowledged: int | None = None
-    on_the_way: tuple[int, int] | None = None  # slot, step
+    on_the_way: tuple[int, int | None] | None = None  # step, and what the buddy must keep
+    place: int = 0  # at the buddy, of what arrives
     stage: str = "compute"  # compute -> reduced -> writing -> compute
     slot: int | None = None
     step: int = 0
     arriving: bool = False  # the held slot's seal is broken
+    saving: int | None = None  # step that a checkpoint is written of, from the pinned slot
+    content: list[int | None] = field(default_factory=list)  # of the slots, whatever the rotation knows
 
 
 class Gang(RuleBasedStateMachine):
-    """Every rank moves on its own between the all-reduces; sends arrive whenever they like; kills may come between any
-    two moves. After each move, every set of lost pods that leaves each rank one copy is looked at."""
+    """Every rank moves on its own between the all-reduces; sends arrive and checkpoints are finished whenever they
+    like; kills may come between any two moves. After each move, every set of lost pods that leaves each rank one copy
+    is looked at."""
 
-    @initialize(ranks=st.integers(2, 4), slots=st.integers(2, 3), every=st.integers(1, 3), ratio=st.integers(1, 3))
-    def start(self, ranks: int, slots: int, every: int, ratio: int) -> None:
-        self.every, self.buddy_every = every, every * ratio
-        self.members = [Member(Rotation([None] * slots), [None] * slots) for _ in range(ranks)]
+    @initialize(ranks=st.integers(2, 4), slots=st.integers(2, 3), every=st.integers(1, 3), ratio=st.integers(1, 3),
+                spare=st.integers(0, 1))
+    def start(self, ranks: int, slots: int, every: int, ratio: int, spare: int) -> None:
+        self.every, self.buddy_every, self.spare = every, every * ratio, spare
+        self.members = [Member(Rotation([None] * (slots + spare), spare=spare), [None] * 2,
+                               content=[None] * (slots + spare)) for _ in range(ranks)]
+        self.save_due = False
         self.common = -1
         self.given_up = False
 
@@ -107,15 +114,35 @@ class Gang(RuleBasedStateMachine):
         for number in who:
             member = self.members[number % len(self.members)]
             if member.on_the_way is not None:
-                slot, step = member.on_the_way
+                step, keep = member.on_the_way
                 if member.arriving:
-                    member.held[slot] = step
+                    member.held[member.place] = step
                     member.acknowledged = step
                     member.on_the_way = None
                 else:
-                    member.held[slot] = None
+                    member.place = self._place(member.held, keep)
+                    member.held[member.place] = None
                     member.arriving = True
             self.look()
+
+    @staticmethod
+    def _place(held: list[int | None], keep: int | None) -> int:
+        """As Keeper does."""
+        return min((0, 1), key=lambda place: (held[place] is not None and held[place] == keep,
+                                              -1 if held[place] is None else held[place]))
+
+    @rule()
+    def save(self) -> None:
+        """After the next all-reduce a checkpoint begins, if none is being written."""
+        self.save_due = bool(self.spare)
+
+    @rule(who=st.lists(st.integers(0, 7), min_size=1, max_size=8))
+    def written(self, who: list[int]) -> None:
+        """These ranks hear that the checkpoint is written, or that it never will be."""
+        for number in who:
+            member = self.members[number % len(self.members)]
+            if member.stage == "compute":
+                member.saving = member.rotation.pinned = None
 
     @rule()
     def give_up(self) -> None:
@@ -131,6 +158,11 @@ class Gang(RuleBasedStateMachine):
                 member.on_the_way = None
             member.step += 1
             member.stage = "reduced"
+        save = self.save_due and all(member.saving is None for member in self.members)
+        if save:
+            self.save_due = False
+            for member in self.members:
+                member.saving = member.step
 
     def _next(self, member: Member) -> None:
         rotation = member.rotation
@@ -140,21 +172,41 @@ class Gang(RuleBasedStateMachine):
                 member.slot = rotation.place()
                 if member.slot is not None:
                     rotation.begin(member.slot)
+                    member.content[member.slot] = None
                     member.stage = "writing"
+            if member.stage == "compute":
+                self._pin(member)
         elif member.stage == "writing":
             assert member.slot is not None
             rotation.copied(member.slot, member.step)
+            member.content[member.slot] = member.step
             member.stage = "compute"
             if member.step % self.buddy_every == 0 and rotation.may_send:
                 rotation.send(member.step)
-                member.on_the_way = member.slot, member.step
+                member.on_the_way = member.step, rotation.agreed
                 member.arriving = False
+            self._pin(member)
+
+    def _pin(self, member: Member) -> None:
+        """The copy of the step is taken, or left out, when its checkpoint begins."""
+        if member.saving == member.step and member.rotation.pinned is None:
+            slot, empty = member.rotation.pin(member.step)
+            if empty:
+                member.rotation.begin(slot)
+                member.content[slot] = member.step
 
     def look(self) -> None:
         """After each single move."""
         self.nothing_is_lost_with_the_ranks()
         self.any_pod_may_go()
         self.time_only_goes_forward()
+        self.checkpoints_are_of_their_step()
+
+    def checkpoints_are_of_their_step(self) -> None:
+        """Whatever training does meanwhile, and if all ranks die."""
+        for member in self.members:
+            if member.rotation.pinned is not None:
+                assert member.content[member.rotation.pinned] == member.saving
 
     def _own(self, member: Member) -> set[int]:
         return {step for step in member.rotation.slots if step is not None}
