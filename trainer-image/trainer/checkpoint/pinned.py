@@ -88,7 +88,7 @@ class Pinned:
     def _await_part(self, save: str, order: dict[str, Any] | None) -> str:
         """Until this rank's files are written, or known not to be, and rank 0's copier knows it. What went wrong with
         copiers, if anything did."""
-        question = {"layout": self._memory.layout, "rank": self._gang.rank, "save": save}
+        question: dict[str, Any] = {"layout": self._memory.layout, "rank": self._gang.rank, "save": save}
         try:
             for _ in range(ORDERS):
                 if order is not None:
