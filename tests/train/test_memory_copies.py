@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -155,7 +156,8 @@ def test_the_other_pod_may_go_after_the_buddies_were_filled_again(
     kill_at(tmp_path, config, pods, 3)
     pods.replace(1)
     with Gang(tmp_path / "second", [config] * 4, generation="2", of_rank=pods.environment()) as gang:
-        gang.wait_for(lambda progress: progress.get("memoryStep", 0) >= 3)
+        filled = gang.wait_for(lambda progress: progress.get("memoryStep", 0) >= 3)
+        assert filled["protection"] == "Node"
         gang.kill()
     pods.replace(0)
     with Gang(tmp_path / "third", [config] * 4, generation="3", of_rank=pods.environment()) as gang:
@@ -225,7 +227,8 @@ def test_training_goes_on_while_a_copier_hangs(tmp_path: Path, config: dict[str,
         pods.copiers[1].send_signal(signal.SIGSTOP)
         before = gang.progress()["step"]
         gang.wait_for(lambda progress: progress["step"] > before + 3, seconds=40)
-        gang.wait_for(lambda progress: progress.get("memoryStep") is None, seconds=60)  # given up: nothing survives
+        lost = gang.wait_for(lambda progress: progress.get("memoryStep") is None, seconds=60)  # given up
+        assert lost["protection"] == "Unprotected"
         told = gang.progress()["step"]
         gang.wait_for(lambda progress: progress["step"] > told + 5)
         gang.kill()
@@ -239,6 +242,7 @@ def test_copies_damaged_everywhere_do_not_end_a_job_of_another_layout(tmp_path: 
                                                                       pods: Pods) -> None:
     pods.one_node = True
     kill_at(tmp_path, config, pods, 4)
+    assert json.loads((tmp_path / "first" / "progress-0.json").read_text())["protection"] == "Pod"
     for path in (path for folder in pods.folders for path in folder.glob("*/*/1.*") if path.parent.name != "acks"):
         slot = Slot.open(str(path), write=True)
         seal = slot.seal()

@@ -47,8 +47,18 @@ def _time(value: Any) -> str:
     return text
 
 
+PROTECTIONS = ("Node", "Pod", "Unprotected")
+
+
+def _protection(value: Any) -> str:
+    if value not in PROTECTIONS:
+        raise ValueError(f"expected one of {', '.join(PROTECTIONS)}, found {value!r}")
+    return str(value)
+
+
 FIELDS: Dict[str, Callable[[Any], Any]] = {
     "step": _whole(STEP), "steps": _whole(STEP), "durableStep": _whole(STEP), "memoryStep": _whole(STEP),
+    "protection": _protection,
     "tokensPerSecond": _whole(COUNT),
     "data": _whole(COUNT), "shard": _whole(COUNT), "tensor": _whole(COUNT), "pipeline": _whole(COUNT),
     "context": _whole(COUNT), "expert": _whole(COUNT), "loss": _decimal, "evaluationLoss": _decimal,

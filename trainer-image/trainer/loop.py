@@ -497,7 +497,8 @@ class Loop:
     def report_step(self, totals: Totals, seconds: float) -> None:
         """Tell the supervisor."""
         loss = round(totals.loss, 6) if totals.updated and math.isfinite(totals.loss) else None
-        kept = {} if self.memory is None else {"memoryStep": self.memory.memory_step}
+        memory = self.memory
+        kept = {} if memory is None else {"memoryStep": memory.memory_step, "protection": memory.protection}
         self.progress.step(self.step, seconds, loss=loss, **kept)
 
     # ---- saving

@@ -22,7 +22,7 @@ from trainyard.api.base import (
     auto_or,
     rules,
 )
-from trainyard.api.protocol import Warning_
+from trainyard.api.protocol import Protection, Warning_
 from trainyard.api.train import TrainConfig
 
 Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspending", "Suspended", "Succeeded", "Failed"]
@@ -351,6 +351,10 @@ class CheckpointStatus(Lenient):
     """Newest step whose checkpoint is complete on the volume."""
     memory_step: Step | None = None
     """Newest step whose copies in memory survive the loss of a pod; absent: none do, at the moment."""
+    protection: Protection | None = None
+    """What the copies in memory outlive. Node: the loss of any one node. Pod: of any one pod, but not of its node, as
+    all pods are on that one. Unprotected: of neither; so it is before the first copies have arrived, after a recovery
+    until they are whole again, and as long as there is no other pod to hold them. Absent: no copies are kept."""
 
 
 class PhaseSeconds(Lenient):

@@ -11,6 +11,7 @@ from trainyard.api.base import Count, Lenient, Name, Step, Text, Time, rules
 PROTOCOL = 1  # the operator speaks this one and the one before
 
 Index = Annotated[int, Field(ge=0, le=16383)]
+Protection = Literal["Node", "Pod", "Unprotected"]
 
 
 class Master(Lenient):
@@ -181,6 +182,8 @@ class RankProgress(Lenient):
     """Newest committed checkpoint."""
     memory_step: Step | None = None
     """Newest step whose copies in memory are whole everywhere."""
+    protection: Protection | None = None
+    """What these copies outlive."""
     data: Count | None = None
     """Replicas of the layout in use."""
     shard: Count | None = None

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from trainyard.api.job import CheckpointStatus, LayoutStatus, Progress, TrainingJobStatus
 from trainyard.api.protocol import RankProgress
+from trainyard.plan.conditions import holds
 from trainyard.plan.nodes import seconds_per_step
 from trainyard.plan.times import moment, seconds_between, stamp
 from trainyard.plan.turn import Turn
@@ -35,7 +36,7 @@ def current(turn: Turn) -> Turn:
     """The status with what rank 0 last said, however recent the last write is."""
     told = turn.gang.progress
     if told is None:
-        return turn
+        return _unprotected(turn)
     made = _made(turn, told)
     changes: dict[str, object] = {"progress": made}
     layout = {name: size for name in SIZES if (size := getattr(told, name)) is not None}
@@ -45,17 +46,26 @@ def current(turn: Turn) -> Turn:
         changes["layout"] = before if same else LayoutStatus(**layout, sizes=before.sizes)
     known = turn.status.checkpoint or CheckpointStatus()
     durable = told.durable_step if told.durable_step is not None else known.durable_step
-    if (durable, told.memory_step) != (known.durable_step, known.memory_step):  # copies in memory may be gone
-        changes["checkpoint"] = CheckpointStatus(durable_step=durable, memory_step=told.memory_step)
+    now = CheckpointStatus(durable_step=durable, memory_step=told.memory_step, protection=told.protection)
+    if now != known:  # copies in memory may be gone
+        changes["checkpoint"] = now
     return turn.note(**changes)
+
+
+def _unprotected(turn: Turn) -> Turn:
+    """After a fault nobody knows whether what was lost has its copies again, until the new ranks say so."""
+    known = turn.status.checkpoint
+    if known is None or known.protection in (None, "Unprotected") or not holds(turn.status, "Recovering"):
+        return turn
+    return turn.note(checkpoint=known.model_copy(update={"protection": "Unprotected"}))
 
 
 def without_memory(turn: Turn) -> Turn:
     """The status of a job without pods: copies in memory went with them."""
     known = turn.status.checkpoint
-    if known is None or known.memory_step is None:
+    if known is None or (known.memory_step is None and known.protection is None):
         return turn
-    return turn.note(checkpoint=known.model_copy(update={"memory_step": None}))
+    return turn.note(checkpoint=known.model_copy(update={"memory_step": None, "protection": None}))
 
 
 def _made(turn: Turn, told: RankProgress) -> Progress:

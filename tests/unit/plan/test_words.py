@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trainyard.placement
 import trainyard.plan
+from trainyard.api.job import TrainingJobStatus
 from trainyard.api.protocol import RankProgress
 from trainyard.plan.conditions import find
 from trainyard.plan.times import fine_stamp
@@ -119,6 +120,22 @@ def test_copies_in_memory_that_are_gone_are_not_shown_and_the_checkpoint_stays()
     later = case.settled().after(6).formed(step=28, durable_step=None, memory_step=None).plan().status.checkpoint
     assert later is not None
     assert (later.durable_step, later.memory_step) == (20, None)
+
+
+def test_status_says_what_copies_in_memory_outlive() -> None:
+    def shown(status: TrainingJobStatus) -> str | None:
+        return status.checkpoint.protection if status.checkpoint else None
+
+    case = training(step=20).after(6).formed(step=27, memory_step=26, protection="Node")
+    assert shown(case.plan().status) == "Node"
+    lost = case.settled().after(6).without_pod(1).settled()
+    assert shown(lost.snap.status) == "Unprotected", "nobody knows yet"
+    assert lost.snap.status.checkpoint is not None
+    assert lost.snap.status.checkpoint.memory_step == 26, "but what it goes on from is known"
+    back = lost.started().after(6).formed(step=27, memory_step=None, protection="Unprotected")
+    assert shown(back.plan().status) == "Unprotected"
+    one_node = back.settled().after(6).formed(step=29, memory_step=28, protection="Pod")
+    assert shown(one_node.plan().status) == "Pod"
 
 
 def test_steps_that_copies_in_memory_saved_are_not_lost() -> None:

@@ -20,6 +20,7 @@ def test_a_whole_line_keeps_its_digits() -> None:
     (b"", "JSON"), (b"{", "JSON"), (b"[1]", "list"), (b"\xff\xfe", "JSON"), (b"{}", "step"), (b'{"step": "x"}', "step"),
     (b'{"step": -1}', "step"), (b'{"step": true}', "step"), (b'{"step": NaN}', "step"), (b'{"step": 1e99}', "step"),
     (b'{"step": 1, "loss": "low"}', "loss"), (b'{"step": 1, "loss": []}', "loss"), (b"[" * 100000, "JSON"),
+    (b'{"step": 1, "protection": "Everything"}', "expected one of Node, Pod, Unprotected"),
 ])
 def test_garbage_is_refused_with_a_reason(line: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):

@@ -220,6 +220,13 @@ class Memory:
         """Whether the copies, where there are any, outlive the loss of a node."""
         return self._buddies.outlive_node
 
+    @property
+    def protection(self) -> str:
+        """What may be lost with a step left that is whole in memory: a Node, a Pod, or neither, at the moment."""
+        if self.memory_step is None:
+            return "Unprotected"
+        return "Node" if self.outlive_node else "Pod"
+
     # Slots ------------------------------------------------------------------------------------------------------------
 
     def attach(self, state: State, resumed: tuple[int, str] | None) -> None:
