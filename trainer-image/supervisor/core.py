@@ -450,6 +450,7 @@ class Core(Survivors):
             return
         self._log(f"hang: {event.reason}")
         if event.culprit is None:
+            self._hung = True
             self._report.hang(event, self._wall)
             self._write(self._report.kind or "Formed")
         else:
@@ -460,6 +461,7 @@ class Core(Survivors):
     def _hang_over(self, event: e.HangOver) -> None:
         if event.run == self.run and self.state == "run":
             self._log("the ranks make progress again")
+            self._hung = False
             self._report.hang(None, self._wall)
             self._write(self._report.kind or "Formed")
 

@@ -23,6 +23,7 @@ class Survivors(Master):
     kept = False  # the ranks live, in no group
     _asked = False  # to leave their groups
     _give_up = False  # it went wrong once in this pod
+    _hung = False  # they make no progress, and nobody knows why
     _shape: Tuple[int, Optional[int]] = (0, None)  # size of the gang and place in it, of the ranks that live
 
     def _keeps(self) -> bool:
@@ -30,7 +31,7 @@ class Survivors(Master):
         world = self.world
         assert world is not None
         training = self.state == "run" and not self._exits and not self._forced
-        return ((training or self.kept or self._asked) and not self._killing and not self._give_up
+        return ((training or self.kept or self._asked) and not (self._killing or self._give_up or self._hung)
                 and not self.terminating and world.phase == "Run" and world.check != "Pairs" and self.me.keeps
                 and self._shape == (world.size, world.place(self.me.index)))
 
@@ -63,7 +64,7 @@ class Survivors(Master):
         if self.kept:
             self._log("the ranks are kept: they make their groups again")
             self._set_timer("groups", JOIN_WITHIN)
-        self.kept, self._shape = False, (size, place)
+        self.kept, self._hung, self._shape = False, False, (size, place)
 
     def _ranks_joined(self, event: e.RanksJoined) -> None:
         if event.run == self.run:

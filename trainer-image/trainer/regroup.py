@@ -135,7 +135,7 @@ class Regroup:
         """Whether this error is only the loss of the gang, and the process is to be kept."""
         if self._line is None or not isinstance(error, RuntimeError):
             return False
-        if not self._told.is_set() and is_consequence(describe(error)):
+        if not self._told.is_set() and not self._busy() and is_consequence(describe(error)):
             print(f"lost the gang, waiting for the next: {one_line(error, 200)}", flush=True)
             self._told.wait(PATIENCE)
         return self._told.is_set()
@@ -144,6 +144,7 @@ class Regroup:
         """Leave all groups, let go of all that belonged to them, and take over the environment of the next generation
         once the supervisor says so. Raises an exception if that cannot be."""
         self._busy = lambda: "is between two generations"
+        self._told.clear()
         self.ends.close()
         gc.collect()  # the model, before there is another
         dist.destroy_process_group()
@@ -153,4 +154,3 @@ class Regroup:
         if environment is None:
             raise ConnectionError("the supervisor is gone")
         os.environ.update(environment)
-        self._told.clear()

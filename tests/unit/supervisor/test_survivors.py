@@ -57,6 +57,16 @@ def test_ranks_that_lost_one_of_their_own_start_anew() -> None:
     assert (len(found(did, e.KillRanks)), found(did, e.KeepRanks)) == (1, [])
 
 
+def test_ranks_that_hang_start_anew() -> None:
+    pod = Pod(keeps=True).runs()
+    hang = e.HangSeen((1, 0), None, "all ranks of the pod wait", "step", 7, 5.0)
+    pod.on(hang)
+    assert found(pod.on(e.WorldSeen(NEXT)), e.KeepRanks) == []
+    pod = Pod(keeps=True).runs()
+    pod.on(hang, e.HangOver((1, 0)))
+    assert found(pod.on(e.WorldSeen(NEXT)), e.KeepRanks) == [e.KeepRanks()]
+
+
 def test_ranks_that_do_not_leave_in_time_start_anew() -> None:
     pod = told_to_leave()
     assert found(pod.after(LEAVE_WITHIN - 0.1), e.KillRanks) == []
