@@ -179,6 +179,7 @@ class Driver:
             return bool((status.get("checkpoint") or {}).get("memoryStep")) and status["state"] == "Running"
 
         scene.wait("settled job", whole, START_SECONDS)
+        scene.wait("warm spare", scene.spares_are_warm, START_SECONDS)
         scene.wait("operator", lambda: len([pod for pod in self.yard.operator_pods() if _ready(pod)]) == 2, 60)
         scene.wait("nodes", lambda: all(map(_usable, self.yard.api.core.list_node().items)), 60)
         return journal.step <= steps - self.settle
