@@ -115,6 +115,20 @@ def leader(scene: Scene) -> Object:
     return found
 
 
+def unseat(scene: Scene) -> None:
+    """Another operator leads, wherever it is."""
+    before = leader(scene)["metadata"]
+    scene.yard.api.core.delete_namespaced_pod(before["name"], before["namespace"])
+
+    def another() -> bool:
+        try:
+            return leader(scene)["metadata"]["name"] != before["name"]
+        except Timeout:
+            return False
+
+    scene.wait("other leader", another, 60)
+
+
 def kill_rank_and_operator(scene: Scene) -> float:
     """The leader dies at another moment of the recovery each time."""
     operator = [pid for pid in processes.of_pod(leader(scene)["metadata"]["uid"])

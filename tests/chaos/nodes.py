@@ -12,10 +12,11 @@ from e2e.device_jobs import made_new, whole
 from urllib3.exceptions import HTTPError
 
 from chaos import processes
-from chaos.faults import Fault, leader
+from chaos.faults import Fault, leader, unseat
 from chaos.scene import Scene
 
 AWAY = 30.0  # s without an API server
+LEADERS = 6  # operators that are unseated at most until one leads on a node without members
 SLOWEST = 5.0  # s between two steps while nothing should stop training
 CUT = f"""
 table inet chaos {{
@@ -29,10 +30,13 @@ def cut(count: int) -> Fault:
     leading operator, whose lease would have to run out first."""
 
     def fault(scene: Scene) -> float:
-        size = int(scene.world()["size"])
-        spared = leader(scene)["spec"]["nodeName"]
-        nodes = [node for place in reversed(range(size)) if (node := scene.node(place)) != spared][:count]
-        assert len(set(nodes)) == count, f"found {nodes} to cut, {spared} has the leader"
+        nodes = _to_cut(scene, count)
+        for _ in range(LEADERS):
+            if len(nodes) >= count:
+                break
+            unseat(scene)
+            nodes = _to_cut(scene, count)
+        assert len(nodes) == count, f"found {nodes} to cut; the rest of the members are where the leader is"
         at = time.time()
         for node in nodes:
             scene.yard.cluster.cut_network(node)
@@ -40,6 +44,13 @@ def cut(count: int) -> Fault:
         return at
 
     return fault
+
+
+def _to_cut(scene: Scene, count: int) -> list[str]:
+    size = int(scene.world()["size"])
+    spared = leader(scene)["spec"]["nodeName"]
+    found = [node for place in reversed(range(size)) if (node := scene.node(place)) != spared]
+    return list(dict.fromkeys(found))[:count]
 
 
 def kill_kubelet(scene: Scene) -> float:
