@@ -53,7 +53,7 @@ def run_out(whole: bool) -> Fault:
                      and "supervisor" in processes.command(pid))
         victim = first if whole else rank
         for pid in processes.of_pod(pod["metadata"]["uid"]):
-            _weigh(pid, 1000 if pid == victim else -900)
+            _weigh(pid, 1000 if pid == victim else -1000)  # the other process goes on until it is ended
         group, limit, usage = _cgroup(rank)
         with subprocess.Popen([sys.executable, "-c", HOG, "32"], start_new_session=True) as hog:
             _weigh(hog.pid, -1000)

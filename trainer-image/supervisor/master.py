@@ -12,7 +12,7 @@ from supervisor.gang import Gang
 
 LOST_AFTER = 1.0  # s that a peer gets to connect again before the operator is told that it is lost
 LOST_SHOWN = 64  # indices a report
-LOCAL_DELAY = 3.0  # s without the API before the same members are started again
+LOCAL_DELAY = 2.5  # s without the API before the same members are started again
 MISSING_EVERY = 1.0  # s between two looks at who has not joined, once joinSeconds are over
 
 

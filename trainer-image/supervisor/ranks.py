@@ -30,6 +30,7 @@ from supervisor.events import (
 from supervisor.forkserver import Fork, Forked, ForkServer
 from supervisor.hangs import Hangs, Process
 from supervisor.logs import Logs, Tail
+from supervisor.oom import first_to_go, oom_kills
 from supervisor.regroup import VARIABLE, RegroupLines
 
 LAST_WORDS = 0.25  # s that a rank's output may still come after its end, if something else holds the pipe
@@ -233,6 +234,9 @@ class Ranks:
 
     def _started(self) -> None:
         """The pipes of the new ranks' output are theirs alone now."""
+        for pid in self._ranks:
+            if self._ranks[pid] in self._new and pid > 0:
+                first_to_go(pid)
         for rank in self._new:
             for stream in rank.streams:
                 os.close(stream)
@@ -492,26 +496,3 @@ def children() -> Set[int]:
             if len(fields) > 1 and int(fields[1]) == me:
                 found.add(int(name))
     return found
-
-
-def oom_kills() -> int:
-    """Processes of this container that the kernel has killed for want of memory; 0 where that cannot be read."""
-    for path in _memory_files():
-        for line in read(path).decode("utf-8", "replace").splitlines():
-            name, _, value = line.partition(" ")
-            if name == "oom_kill" and value.strip().isdigit():
-                return int(value)
-    return 0
-
-
-def _memory_files() -> List[str]:
-    own, own_v1 = "", ""
-    for line in read("/proc/self/cgroup").decode("utf-8", "replace").splitlines():
-        number, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if number == "0":
-            own = path.strip("/")
-        if "memory" in controllers.split(","):
-            own_v1 = path.strip("/")
-    root = "/sys/fs/cgroup"
-    return [os.path.join(root, own, "memory.events"), f"{root}/memory.events",
-            os.path.join(root, "memory", own_v1, "memory.oom_control"), f"{root}/memory/memory.oom_control"]

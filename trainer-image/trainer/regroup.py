@@ -27,8 +27,8 @@ from trainer.errors import describe, one_line
 from trainer.parallel.layout import Layout
 
 # s that a rank whose collective has failed waits to be told what to do: a lost process is told of in milliseconds, a
-# lost pod or node within 2 s, and without the API the master starts the same members again after 3 s. Then it ends, as
-# it would without all this, and its supervisor tells of that.
+# lost pod or node within 2 s, and without the API the master starts the same members again after 2.5 s. Then it ends,
+# as it would without all this, and its supervisor tells of that.
 PATIENCE = 4.0
 COLLECTIVES = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}  # backend by device
 Sockets = dict[int, str]  # by descriptor: what the kernel calls them

@@ -61,6 +61,26 @@ def test_a_whole_life_with_torchruns_environment(start: Start, api: FakeApi) -> 
     assert found[2]["TORCHELASTIC_MAX_RESTARTS"] == "7"
 
 
+@pytest.mark.parametrize("preload", ["", "json"])
+def test_of_all_processes_the_kernel_is_to_end_a_rank_first(start: Start, api: FakeApi, preload: str) -> None:
+    operator = Operator(api)
+    code = """
+import os, time
+for _ in range(100):  # a program runs before the supervisor knows its pid
+    own, above = (int(open(f"/proc/{pid}/oom_score_adj").read()) for pid in ("self", os.getppid()))
+    if own != above:
+        break
+    time.sleep(0.1)
+print("ADJUSTED", own - above)
+"""
+    pod = start(python(code), **({"TRAINYARD_PRELOAD": preload} if preload else {}))
+    operator.run(pod)
+    operator.report("Finished")
+    operator.put(phase="Done")
+    assert pod.wait() == 0
+    assert "ADJUSTED 500" in pod.output()
+
+
 def test_bad_configuration_is_told_in_one_line(start: Start, api: FakeApi) -> None:
     operator = Operator(api)
     pod = start(["sh", "-c", r"echo noise; printf '\033[31mdata: /data is empty\033[0m\n' >&2; exit 78"])
