@@ -122,7 +122,7 @@ def unseat(scene: Scene) -> None:
 
     def another() -> bool:
         try:
-            return leader(scene)["metadata"]["name"] != before["name"]
+            return bool(leader(scene)["metadata"]["name"] != before["name"])
         except Timeout:
             return False
 
