@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from train.gang import Ended, train
+from train.test_memory_copies import Pods
 from trainer.model import build, names, shape, weights
 from trainyard.api.train import ModelConfig
 
@@ -41,6 +43,14 @@ def skewed(tmp_path: Path, config: dict[str, Any]) -> dict[str, Any]:
     (folder / "config.json").write_text(json.dumps(shape.fields(model)))
     return {**config, "model": {"family": "mixtral", "path": str(folder)}, "batchSize": 4, "steps": 4,
             "optimizer": {"learningRate": 1e-4, "minLearningRate": 1e-4, "warmupSteps": 1}, "export": False}
+
+
+@pytest.fixture
+def pods() -> Iterator[Pods]:
+    """A copier, for the ranks of one pod."""
+    made = Pods(1)
+    yield made
+    made.close()
 
 
 def busy(ended: Ended) -> list[tuple[str, ...]]:
@@ -80,3 +90,59 @@ def test_dropped_tokens_are_told_but_none_in_evaluation(tmp_path: Path, skewed: 
     assert free.losses != cut.losses
     evaluations = [[line for line in one.out[0].splitlines() if "evaluation loss" in line] for one in (free, cut)]
     assert evaluations[0] == evaluations[1]
+
+
+MOVES = re.compile(r"^step (\d+): (\d+) experts moved in \S+ s; the busiest rank of a layer got (\S+) times the mean, "
+                   r"now it would be (\S+)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize(("ranks", "parallel", "fields"), [
+    (2, {"shard": 2, "expert": 2}, {}),
+    (4, {"shard": 4, "expert": 2, "zero": 2}, {"optimizer": {"offload": True}}),  # FSDP2 cuts what a rank has
+])
+def test_moved_experts_train_as_if_they_had_stayed(tmp_path: Path, skewed: dict[str, Any], corpus: Path, ranks: int,
+                                                   parallel: dict[str, Any], fields: dict[str, Any]) -> None:
+    """To the last digit; and what is exported is the same."""
+    skewed |= {"parallel": parallel, "steps": 6, "export": True,
+               "evaluate": {"every": 3, "steps": 1, "data": [{"path": str(corpus / "held-out.txt")}]}}
+    skewed["optimizer"] |= {"learningRate": 3e-3, "minLearningRate": 3e-3, **fields.get("optimizer", {})}
+    moving = {**skewed, "experts": {"moveEvery": 3}}
+    stayed = train(tmp_path / "stayed", skewed, ranks, checkpoint=tmp_path / "stayed-ck")
+    moved = train(tmp_path / "moved", moving, ranks, checkpoint=tmp_path / "moved-ck")
+    assert stayed.codes == moved.codes == [0] * ranks, moved.text
+    (step, count, before, after), *_ = MOVES.findall(moved.out[0])
+    assert (step, count) == ("3", "4")  # two of each layer change places
+    assert float(before) > 1.8
+    assert float(after) < 1.3
+    assert [float(told[0]) < 1.4 for told in busy(moved)] == [False] * 3 + [True] * 3
+    assert moved.losses == stayed.losses
+    assert [line for line in moved.out[0].splitlines() if "evaluation" in line] == [
+        line for line in stayed.out[0].splitlines() if "evaluation" in line]
+    ours, theirs = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("moved-ck", "stayed-ck"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs | ours)
+
+
+def test_checkpoints_and_copies_carry_places(tmp_path: Path, skewed: dict[str, Any], pods: Pods) -> None:
+    """What was saved after experts had moved is gone on from by one process, and in the same layout from memory."""
+    skewed["optimizer"] |= {"learningRate": 3e-3, "minLearningRate": 3e-3}
+    experts = {"parallel": {"shard": 2, "expert": 2}, "experts": {"moveEvery": 1}}
+    alone = train(tmp_path / "alone", {**skewed, "steps": 6, "export": True}, 1, checkpoint=tmp_path / "alone-ck")
+    first = train(tmp_path / "first", {**skewed, **experts, "steps": 3}, 2, checkpoint=tmp_path / "ck",
+                  of_rank=pods.environment())
+    assert MOVES.findall(first.out[0]), first.text
+    marker = json.loads((tmp_path / "ck" / "step-3.g1" / "COMMITTED.json").read_text())
+    assert marker["version"] == 2
+    copied = train(tmp_path / "copied", {**skewed, **experts, "steps": 4}, 2, generation="2", of_rank=pods.environment())
+    assert "resumed after step 3 from copies in memory" in copied.out[0], copied.text
+    assert float(busy(copied)[0][0]) < 1.4  # they are where they were
+    second = train(tmp_path / "second", {**skewed, "steps": 6, "export": True}, 1, checkpoint=tmp_path / "ck",
+                   generation="3")
+    assert "resumed after step 3 from step-3.g1" in second.out[0], second.text
+    right = {step: float(loss) for step, loss in alone.losses.items()}
+    for one in (first, copied, second):
+        assert {step: float(loss) for step, loss in one.losses.items()} == pytest.approx(
+            {step: right[step] for step in one.losses}, abs=1e-4)
+    assert [*first.losses, *second.losses] == [1, 2, 3, 4, 5, 6]
+    ours, theirs = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("ck", "alone-ck"))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, atol=2e-3, rtol=0, msg=lambda text, name=name: f"{name}: {text}")

@@ -118,3 +118,14 @@ def test_resumed_in_the_same_layout_every_digit_is_the_same(tmp_path: Path, spre
     assert second.codes == [0] * ranks, second.text
     assert {**first.losses, **second.losses} == never.losses
     assert evaluations(second)[6] == evaluations(never)[6]
+
+
+def test_saved_after_an_evaluation_and_without(tmp_path: Path, spread: dict[str, Any]) -> None:
+    """An evaluation leaves FSDP2 with whole parameters (ZeRO-2, and the embedding always): what is saved is shards."""
+    spread.update(parallel={"shard": 2}, steps=7, export=False)
+    spread["evaluate"]["every"] = 3
+    ended = train(tmp_path / "run", spread, 2, checkpoint=tmp_path / "ck", every=2)
+    assert ended.codes == [0, 0], ended.text
+    assert "could not be saved" not in ended.out[0]
+    again = train(tmp_path / "again", {**spread, "steps": 8}, 2, checkpoint=tmp_path / "ck", generation="2")
+    assert "resumed after step 7" in again.text

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def _write_tensors(model: ParallelModel, files: list[_File], folder: Path, gang:
             whole = _collect(parameters.get(name), model.shapes[name], [part.get(name) for part in slices], owner,
                              gang, dtype)
             if whole is not None:
-                content.update(_pieces(name, whole))
+                content.update(_pieces(name, whole, model.places_in(name)))
         if gang.rank != owner or problem:
             continue
         try:
@@ -123,11 +123,11 @@ def _names(parameter: str, shapes: Mapping[str, torch.Size]) -> list[str]:
     return [piece.name for piece in stored(parameter, shapes[parameter])]
 
 
-def _pieces(name: str, whole: torch.Tensor) -> dict[str, torch.Tensor]:
+def _pieces(name: str, whole: torch.Tensor, places: Sequence[int] | None) -> dict[str, torch.Tensor]:
     """The tensors that a parameter is in files: itself, or each expert's matrices."""
     return {piece.name: whole if piece.expert is None else
             whole[piece.expert, piece.first_row: piece.first_row + piece.shape[0]].clone()
-            for piece in stored(name, whole.shape)}
+            for piece in stored(name, whole.shape, places)}
 
 
 def _collect(parameter: nn.Parameter | None, shape: torch.Size, slices: list[tuple[slice, ...] | None], owner: int,

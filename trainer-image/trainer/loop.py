@@ -33,8 +33,10 @@ from trainer.finite import IN_A_ROW, Diverged, First, GradientWatch, Record, Sus
 from trainer.inject import Injection
 from trainer.model import weights
 from trainer.optimizer import AdamW, learning_rate
+from trainer.parallel import moves, places
 from trainer.parallel.load import ExpertLoad
 from trainer.parallel.model import MicroBatch, ParallelModel
+from trainer.parallel.moves import ExpertMoves
 from trainer.precision import LossScale, Precision, clear_overflow, overflow_seen
 from trainer.progress import Progress
 from trainer.spikes import Spikes
@@ -87,7 +89,8 @@ class Loop:
         self.loss = torch.zeros(())  # of this rank, summed over its tokens
         self.suspect = ""  # why this rank's device is to be left, once it is
         self.injection = Injection.read(run.inject)
-        self.experts = ExpertLoad(model, ("log", "profile"))
+        self.experts = ExpertLoad(model, ("log", "profile", moves.READER))
+        self.moves = ExpertMoves(config.experts, gang, model, self.experts)
         self.step = self.samples = 0
         self.save_begun = 0  # step of the newest save that was started
         self.timeline = Timeline(config.profile, profile_folder(config, run), gang, model.layout, self.micro_batches,
@@ -109,7 +112,9 @@ class Loop:
         """The rest."""
         scale = {"lossScale": self.scale.value, "goodSteps": self.scale.good_steps} if self.scale else {}
         spikes = self.spikes.dump() if self.spikes else {}
-        return {"samples": self.samples, "updates": self.optimizer.updates, **scale, **spikes, **self.record.dump()}
+        experts = {"experts": places.dump(self.model.places)} if self.model.moved else {}
+        return {"samples": self.samples, "updates": self.optimizer.updates, **scale, **spikes, **experts,
+                **self.record.dump()}
 
     def resume(self) -> None:
         """Go on from the newest state that is whole, copies in memory or a checkpoint that verifies; if there is none,
@@ -195,6 +200,7 @@ class Loop:
     def take_over(self, counters: dict[str, Any]) -> None:
         """What belongs to the tensors."""
         self.optimizer.updates = counters["updates"]
+        self.model.take_places(counters.get("experts"))
         if self.scale and "lossScale" in counters:
             self.scale.value, self.scale.good_steps = counters["lossScale"], counters["goodSteps"]
 
@@ -300,6 +306,8 @@ class Loop:
         problem = self.timeline.end(self.step, last)
         if problem is not None:
             self.warn("NoProfile", problem)
+        if not last:
+            self.moves.after(self.step, self.state)
 
     def experts_page(self) -> list[str]:
         """What a profile says of a mixture's experts, since it last asked."""
@@ -571,6 +579,7 @@ def seed_model(seed: int, step: int, micro_batch: int, position: int) -> None:
 
 def first_weights(model: ParallelModel, config: TrainConfig, gang: Gang) -> None:
     """What training begins with when there is no checkpoint."""
+    model.place_experts(None)
     if config.model.path is not None:
         folder = Path(config.model.path)
         together(gang, lambda: weights.read(model, folder))

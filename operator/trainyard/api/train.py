@@ -101,12 +101,29 @@ class ParallelConfig(Model):
 
 
 class ExpertsConfig(Model):
-    """How the experts of a mixture are kept from being too busy. Absent: no token is dropped."""
+    """How the experts of a mixture are kept from being too busy. Absent: no token is dropped, no expert moved."""
+
+    model_config = ConfigDict(json_schema_extra=rules(
+        ("!has(self.moveAbove) || has(self.moveEvery)", "moveAbove needs moveEvery"),
+    ))
 
     capacity_factor: Annotated[float, Field(gt=0, le=1024)] | None = None
     """Tokens that an expert takes at most, as a multiple of its even share (1: all experts exactly full if none is
     dropped). Of those beyond it the ones with the lowest router weight are dropped: they skip the expert. Counted over
     a micro-batch of all ranks; not in evaluation. Left out, none is dropped."""
+    move_every: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
+    """Steps after which it is looked whether the ranks of `parallel.expert` were evenly busy; where they were not,
+    experts change places between them, with their optimizer state. What is computed stays the same. Left out, experts
+    stay where they are."""
+    move_above: Annotated[float, Field(ge=1, le=1024)] | None = None
+    """Experts of a layer change places if one of its ranks got this many times the mean's tokens since the last look.
+    Default: 1.1."""
+
+    @model_validator(mode="after")
+    def _moved_at_some_time(self) -> Self:
+        if self.move_above is not None and self.move_every is None:
+            raise ValueError("moveAbove needs moveEvery")
+        return self
 
 
 class OptimizerConfig(Model):

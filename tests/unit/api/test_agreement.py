@@ -152,6 +152,8 @@ def test_both_refuse_every_field_that_is_out_of_bounds(name: str) -> None:
                                "optimizer": {"minLearningRate": 1e-3}}}, "minLearningRate must not be above"),
     ({"numNodes": 1, "train": {"model": {"size": "tiny"}, "data": {"sources": [{"path": "/a"}]}, "steps": 1,
                                "experts": {"capacityFactor": 1.25}}}, "experts is for model.family mixtral"),
+    ({"numNodes": 1, "train": {"model": {"size": "8x7b", "family": "mixtral"}, "data": {"sources": [{"path": "/a"}]},
+                               "steps": 1, "experts": {"moveAbove": 1.2}}}, "moveAbove needs moveEvery"),
 ])
 def test_pydantic_refuses_by_the_same_rules(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):

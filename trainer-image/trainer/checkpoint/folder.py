@@ -25,7 +25,7 @@ from supervisor.copies import marker
 from trainer.files import FileSum, sum_file, sync_folder, write_durably
 
 MARKER = marker.NAME
-VERSION = 1
+VERSION = 2  # 1 has experts in order only; that is what is written where it is so
 _NAME = re.compile(r"^step-(\d+)\.g(\d+(?:\.\d+)?)$")
 _CLAIM = re.compile(r"^generation-(\d+(?:\.\d+)?)$")
 
@@ -123,7 +123,7 @@ def write_marker(folder: Path, committed: Marker) -> None:
 def content_of(committed: Marker) -> dict[str, Any]:
     """As the file has it, without its digest."""
     return {
-        "version": VERSION,
+        "version": VERSION if "experts" in committed.training else 1,
         "step": committed.step,
         "generation": committed.generation,
         "worldSize": committed.world_size,

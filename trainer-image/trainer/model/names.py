@@ -8,14 +8,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GATE_UP, DOWN = ".mlp.experts.gate_up_proj", ".mlp.experts.down_proj"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: its name, and where it is in the parameter: all of it, or some rows of one expert."""
+    """A tensor in a file: its name, and where it is in the parameter: all of it, or some rows at an expert's place."""
 
     name: str
     shape: tuple[int, ...]
@@ -23,8 +23,16 @@ class Stored:
     first_row: int = 0
 
 
-def stored(name: str, shape: Sequence[int]) -> list[Stored]:
-    """What a parameter of this name and shape is in files; all of it together, in order."""
+def stored(name: str, shape: Sequence[int], places: Sequence[int] | None = None) -> list[Stored]:
+    """What a parameter of this name and shape is in files; all of it together. `places`: where in it each expert is, if
+    not in order."""
+    found = _stored(name, shape)
+    if places is None:
+        return found
+    return [one if one.expert is None else replace(one, expert=places[one.expert]) for one in found]
+
+
+def _stored(name: str, shape: Sequence[int]) -> list[Stored]:
     if name.endswith(DOWN):
         experts, rows, columns = shape
         prefix = name.removesuffix(DOWN)

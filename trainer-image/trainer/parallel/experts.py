@@ -50,7 +50,8 @@ def compute(module: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: to
     likewise, what their results are multiplied with. Returns the shape of hidden."""
     tokens, each = chosen.shape
     group = getattr(module, "trainyard_group", None)
-    flat = chosen.flatten()
+    places = getattr(module, "trainyard_places", None)  # an expert's number is its place, unless experts have moved
+    flat = (chosen if places is None else places[chosen]).flatten()
     order = flat.argsort(stable=True)
     factor = getattr(module, "trainyard_capacity", None) if module.training else None
     if factor is not None:

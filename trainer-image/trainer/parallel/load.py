@@ -91,15 +91,16 @@ class ExpertLoad:
                 self._sums[reader] = load if before is None else before + load
 
     def take(self, reader: str) -> Balance | None:
-        """Since the last call of this reader; None if there was no batch."""
-        counts = self._counts(reader)
+        """Since the last call of this reader, as if experts had been where they are now; None if there was no batch."""
+        counts = self.counts(reader)
         if counts is None:
             return None
         places = self._model.expert_ranks()
         return Balance(tuple(layer_load(layer, tokens, ranks, dropped)
                              for layer, ((*tokens, dropped), ranks) in enumerate(zip(counts, places, strict=True))))
 
-    def _counts(self, reader: str) -> Counts | None:
+    def counts(self, reader: str) -> Counts | None:
+        """Likewise, by layer: the tokens of each expert and those that were dropped."""
         found, self._sums[reader] = self._sums[reader], None
         counts: Counts | None = None if found is None else found.tolist()
         return counts

@@ -67,6 +67,11 @@ class Mesh:
         return self._mesh["sharding"]
 
     @property
+    def sharding_group(self) -> Any:
+        """The process group of shard x context: together they have every parameter once."""
+        return self._mesh.get_group("sharding")
+
+    @property
     def expert(self) -> DeviceMesh | None:
         """Ranks that share out the experts of a mixture."""
         return self._experts["expert"] if self._experts is not None else None

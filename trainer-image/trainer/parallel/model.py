@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.parallel import capacity, shard
+from trainer.parallel import capacity, places, shard
 from trainer.parallel.context import Context
 from trainer.parallel.experts import balance_sum
 from trainer.parallel.loss import cross_entropy_sum
 from trainer.parallel.mesh import Mesh
 from trainer.parallel.pipeline import Pipeline
+from trainer.parallel.places import Places
 from trainer.precision import DTYPES, Precision
+
+LAYER = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class ParallelModel:
         self.shapes = shapes
         self.config = stages[0].config
         self.mixture = self.config.model_type == "mixtral"
+        self.places: Places = []  # of a mixture's experts
         self.load: torch.Tensor | None = None  # of a batch: (layers, experts + 1), see _received()
         self._capacity = factor
         self._precision = precision
@@ -54,6 +59,7 @@ class ParallelModel:
         self._length = 0  # of the sequences that are being computed
         self._factor = 1.0
         self._pipelines: dict[tuple[int, int], Pipeline] = {}
+        self.place_experts(None)
 
     # ---- as a module
 
@@ -73,9 +79,13 @@ class ParallelModel:
             yield from stage.modules()
 
     def train(self, mode: bool = True) -> None:
-        """Training or evaluation mode."""
+        """Training or evaluation mode. Back in training, parameters are shards again: a forward pass alone leaves whole
+        ones (with ZeRO-2, and of the outermost module always), which are not what is saved."""
         for stage in self.stages:
             stage.train(mode)
+        for module in self.modules() if mode else ():
+            if hasattr(module, "reshard"):  # FSDPModule
+                module.reshard()
 
     @property
     def parameter_count(self) -> int:
@@ -84,9 +94,34 @@ class ParallelModel:
 
     def expert_ranks(self) -> list[list[int]]:
         """Of a mixture: by layer and expert, which rank of those that share its experts out has it."""
-        experts = self.config.num_local_experts
-        each = experts // self.layout.expert
-        return [[expert // each for expert in range(experts)] for _ in range(self.config.num_hidden_layers)]
+        each = self.config.num_local_experts // self.layout.expert
+        return [[place // each for place in layer] for layer in self.places]
+
+    def place_experts(self, now: Places | None) -> None:
+        """Of a mixture: from now on its stacked parameters have the experts at these places, None: in order. Nothing
+        is moved."""
+        if not self.mixture:
+            return
+        self.places = now or places.first(self.config.num_hidden_layers, self.config.num_local_experts)
+        for number, block in enumerate(self.stages[0].model.layers):
+            found = self.places[number]
+            moved = found != list(range(len(found)))
+            block.mlp.experts.trainyard_places = torch.tensor(found, device=self.mesh.device) if moved else None
+
+    def take_places(self, text: str | None) -> None:
+        """Those that came with the tensors. Raises ValueError."""
+        self.place_experts(places.read(text, self.config.num_hidden_layers, self.config.num_local_experts) if text
+                           else None)
+
+    @property
+    def moved(self) -> bool:
+        """Whether any expert is at another place than that of its number."""
+        return any(layer != list(range(len(layer))) for layer in self.places)
+
+    def places_in(self, parameter: str) -> Sequence[int] | None:
+        """Of the parameter of this name, if it stacks experts."""
+        layer = LAYER.match(parameter) if self.mixture else None
+        return self.places[int(layer[1])] if layer else None
 
     # ---- a batch
 
