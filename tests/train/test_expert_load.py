@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from train.gang import Ended, train
-from train.test_memory_copies import Pods
 from trainer.model import build, names, shape, weights
 from trainyard.api.train import ModelConfig
 
@@ -43,14 +41,6 @@ def skewed(tmp_path: Path, config: dict[str, Any]) -> dict[str, Any]:
     (folder / "config.json").write_text(json.dumps(shape.fields(model)))
     return {**config, "model": {"family": "mixtral", "path": str(folder)}, "batchSize": 4, "steps": 4,
             "optimizer": {"learningRate": 1e-4, "minLearningRate": 1e-4, "warmupSteps": 1}, "export": False}
-
-
-@pytest.fixture
-def pods() -> Iterator[Pods]:
-    """A copier, for the ranks of one pod."""
-    made = Pods(1)
-    yield made
-    made.close()
 
 
 def busy(ended: Ended) -> list[tuple[str, ...]]:
@@ -120,29 +110,3 @@ def test_moved_experts_train_as_if_they_had_stayed(tmp_path: Path, skewed: dict[
         line for line in stayed.out[0].splitlines() if "evaluation" in line]
     ours, theirs = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("moved-ck", "stayed-ck"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs | ours)
-
-
-def test_checkpoints_and_copies_carry_places(tmp_path: Path, skewed: dict[str, Any], pods: Pods) -> None:
-    """What was saved after experts had moved is gone on from by one process, and in the same layout from memory."""
-    skewed["optimizer"] |= {"learningRate": 3e-3, "minLearningRate": 3e-3}
-    experts = {"parallel": {"shard": 2, "expert": 2}, "experts": {"moveEvery": 1}}
-    alone = train(tmp_path / "alone", {**skewed, "steps": 6, "export": True}, 1, checkpoint=tmp_path / "alone-ck")
-    first = train(tmp_path / "first", {**skewed, **experts, "steps": 3}, 2, checkpoint=tmp_path / "ck",
-                  of_rank=pods.environment())
-    assert MOVES.findall(first.out[0]), first.text
-    marker = json.loads((tmp_path / "ck" / "step-3.g1" / "COMMITTED.json").read_text())
-    assert marker["version"] == 2
-    copied = train(tmp_path / "copied", {**skewed, **experts, "steps": 4}, 2, generation="2", of_rank=pods.environment())
-    assert "resumed after step 3 from copies in memory" in copied.out[0], copied.text
-    assert float(busy(copied)[0][0]) < 1.4  # they are where they were
-    second = train(tmp_path / "second", {**skewed, "steps": 6, "export": True}, 1, checkpoint=tmp_path / "ck",
-                   generation="3")
-    assert "resumed after step 3 from step-3.g1" in second.out[0], second.text
-    right = {step: float(loss) for step, loss in alone.losses.items()}
-    for one in (first, copied, second):
-        assert {step: float(loss) for step, loss in one.losses.items()} == pytest.approx(
-            {step: right[step] for step in one.losses}, abs=1e-4)
-    assert [*first.losses, *second.losses] == [1, 2, 3, 4, 5, 6]
-    ours, theirs = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("ck", "alone-ck"))
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, atol=2e-3, rtol=0, msg=lambda text, name=name: f"{name}: {text}")

@@ -123,7 +123,7 @@ def _names(parameter: str, shapes: Mapping[str, torch.Size]) -> list[str]:
     return [piece.name for piece in stored(parameter, shapes[parameter])]
 
 
-def _pieces(name: str, whole: torch.Tensor, places: Sequence[int] | None) -> dict[str, torch.Tensor]:
+def _pieces(name: str, whole: torch.Tensor, places: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
     """The tensors that a parameter is in files: itself, or each expert's matrices."""
     return {piece.name: whole if piece.expert is None else
             whole[piece.expert, piece.first_row: piece.first_row + piece.shape[0]].clone()
