@@ -35,6 +35,7 @@ class Case:
     within: float = 60.0  # s after which it has failed
     aim: float | None = None  # s, median
     beyond: str = ""  # the aim is so much more than the median of this case
+    apart: bool = False  # only while no two members share a node; what replaces a lost one may have no other place
     nodes: int = 2
     spares: int = 0
     steps: int = 0  # that the job takes a fault, beside those in which it settles
@@ -60,8 +61,9 @@ CASES = (
     Case("4", "SIGSTOP of a rank, hangSeconds 5", faults.stop_rank(1), ("Hang",), aim=7.0,
          spec={"failurePolicy": {"hangSeconds": 5}}),
     Case("5", "a node cut from the network, with a spare", nodes.cut(1), LOST_NODE, lost=1, pods=1, aim=6.0,
-         spares=1),
-    Case("5b", "a node cut from the network, no spare", nodes.cut(1), LOST_NODE, lost=1, pods=1, aim=15.0),
+         spares=1, apart=True),
+    Case("5b", "a node cut from the network, no spare", nodes.cut(1), LOST_NODE, lost=1, pods=1, aim=15.0,
+         apart=True),
     Case("6", "a node's kubelet dead for 20 s", nodes.kill_kubelet, (), total=0, seconds=20, check=nodes.goes_on(20)),
     Case("7", "an NPU in use becomes unhealthy (simulated)", nodes.device_fault, ("DeviceFault",), lost=1, pods=1,
          devices=True, spec={"devices": {"resource": RESOURCE, "perNode": 1}}),
@@ -82,7 +84,7 @@ CASES = (
     Case("14", "SIGKILL of a rank while the API server is away for 30 s", nodes.kill_rank_without_api, ("RankFailed",),
          told=False, total=0, aim=3.0, beyond="1", seconds=nodes.AWAY, check=nodes.told_without_api),
     Case("15", "two of three nodes cut from the network at once", nodes.cut(2), LOST_NODE, lost=3 * EVERY,
-         pods=2, nodes=3),
+         pods=2, nodes=3, apart=True),
     Case("16", "a fault every minute: rank, rank 0, pod", faults.in_turn(
         faults.kill_rank(1), faults.kill_rank(0), faults.delete_pod(1)), ("RankFailed", "PodLost"), lost=1, pods=1,
          counted=None, spares=1, every=60, throughput=0.97),

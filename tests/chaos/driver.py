@@ -133,6 +133,8 @@ class Driver:
                         return self._storm(case, scene, times, result)
                     done = 0
                     while len(result.recovered) < times and self._settled(case, scene, steps):
+                        if done and case.apart and not scene.apart():
+                            break  # a node that is cut off with all members on it goes on by itself
                         result.recovered.append(self._fault(case, scene))
                         scene.number += 1
                         done += 1

@@ -58,6 +58,11 @@ class Scene:
         """Where it runs."""
         return str(self.pod(place)["spec"]["nodeName"])
 
+    def apart(self) -> bool:
+        """Whether every member has a node of its own."""
+        size = int(self.world()["size"])
+        return len({self.node(place) for place in range(size)}) == size
+
     def rank(self, place: int) -> int:
         """Pid of the rank, of which there is one a pod."""
         return processes.rank(self.pod(place)["metadata"]["uid"], place)
