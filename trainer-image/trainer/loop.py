@@ -212,7 +212,8 @@ class Loop:
             same = recalled is not None and recalled.layout == self.memory.layout
             self.memory.attach(self.state(), (recalled.step, recalled.run) if recalled is not None and same else None)
         except Unavailable as error:
-            if self.run_.memory is not None and self.run_.memory.explicit:
+            # A job that has trained already goes on, whatever has become of the pods' memory.
+            if self.run_.memory is not None and self.run_.memory.explicit and not self.step:
                 raise ConfigError(f"checkpoint.memory: {error}") from None
             self.warn("NoMemoryCopies", str(error))
             self.memory = None
