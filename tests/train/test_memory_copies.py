@@ -320,7 +320,7 @@ def test_memory_that_does_not_suffice(tmp_path: Path, config: dict[str, Any], po
         shutil.rmtree(pods.folders[0])
     pods.folders[0] = small
     pods.copiers[0] = pods._start(small)
-    checkpoint = {"checkpoint": root} if trained else {}
+    checkpoint: dict[str, Any] = {"checkpoint": root} if trained else {}
     with Gang(tmp_path / "run", [{**config, "steps": 2}] * 4, of_rank=of_rank, **checkpoint) as gang:
         ended = gang.wait()
         progress = gang.progress()
