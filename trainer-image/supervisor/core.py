@@ -244,7 +244,8 @@ class Core(Survivors):
         table = self._basket.table if start.table else ()
         assert self.place is not None
         self._begin_run(self.world.size, self.place)
-        self._do(e.StartRanks(self.run, start, self.world.size, self.world.restarts + self.run[1], table, self.place))
+        self._do(e.StartRanks(self.run, start, self.world.size, self.world.restarts + self.run[1], table, self.place,
+                              self.world.tuned))
         self._send_status()
         if self.terminating:
             self._check_drained()

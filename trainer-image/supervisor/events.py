@@ -38,6 +38,7 @@ class World:
     drain_seconds: float = 30
     local_attempts: int = 3
     check: str = ""  # Pairs: nodes are checked in pairs before the ranks of this generation start
+    tuned: str = ""  # the layout that train.autotune has chosen in an earlier generation
     version: int = 0  # metadata.generation: grows with every change of this object
 
     @property
@@ -90,6 +91,7 @@ class World:
                 drain_seconds=float(spec.get("drainSeconds") or 30),
                 local_attempts=int(spec.get("localAttempts", 3)),
                 check=str(spec.get("check") or ""),
+                tuned=str(spec.get("tuned") or ""),
                 version=int((manifest.get("metadata") or {}).get("generation") or 0),
             )
         except KeyError as error:
@@ -406,6 +408,7 @@ class StartRanks:
     restarts: int
     table: Table = ()
     place: int = 0  # of this pod
+    tuned: str = ""  # layout that was chosen by measuring
 
 
 @dataclass(frozen=True)

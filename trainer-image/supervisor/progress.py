@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 STEP = 2**53
 COUNT = 2**31 - 1
 WARNINGS = 5
+LAYOUTS = 8
 
 
 class Progress(NamedTuple):
@@ -41,6 +42,10 @@ def _words(value: Any) -> str:
     return value[:32]
 
 
+def _text(value: Any) -> str:
+    return str(value)[:256]
+
+
 def _time(value: Any) -> str:
     text = _words(value)
     datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.9 knows no Z
@@ -56,6 +61,14 @@ def _protection(value: Any) -> str:
     return str(value)
 
 
+def _measured(value: Any) -> List[Dict[str, str]]:
+    """Layouts that were measured: name, words, seconds a step, or why it was left out."""
+    if not isinstance(value, list) or not all(isinstance(row, dict) and row.get("name") for row in value):
+        raise ValueError(f"expected a list of objects with a name, found {value!r}")
+    kinds = (("name", _words), ("layout", _text), ("secondsPerStep", _decimal), ("problem", _text))
+    return [{key: check(row[key]) for key, check in kinds if row.get(key) is not None} for row in value[:LAYOUTS]]
+
+
 FIELDS: Dict[str, Callable[[Any], Any]] = {
     "step": _whole(STEP), "steps": _whole(STEP), "durableStep": _whole(STEP), "memoryStep": _whole(STEP),
     "protection": _protection,
@@ -64,6 +77,7 @@ FIELDS: Dict[str, Callable[[Any], Any]] = {
     "context": _whole(COUNT), "expert": _whole(COUNT), "loss": _decimal, "evaluationLoss": _decimal,
     "secondsPerStep": _decimal, "expertImbalance": _decimal,
     "activity": _words, "connectedAt": _time, "restoredAt": _time,
+    "tuned": _words, "measured": _measured,
 }
 
 

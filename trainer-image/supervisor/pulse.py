@@ -12,7 +12,7 @@ import struct
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 MAGIC = 0x3153554C55505954  # "TYPULUS1"
-PHASES = ("start", "compile", "step", "evaluate", "save", "export")
+PHASES = ("start", "compile", "step", "evaluate", "save", "export", "autotune")
 HEADER = struct.Struct("<QIIIIQdd")
 GROUP = struct.Struct("<24sQQ")
 COUNT = struct.Struct("<I")
@@ -24,7 +24,8 @@ VERSION_AT = 8  # byte of `version`
 LEAST = 5.0  # s, and
 USUAL = 10.0  # times the median step: `auto` for the phase step
 AFTER = 5  # steps of a process; the ones before may load and compile
-LIMITS = {"start": 1800.0, "compile": 1800.0, "evaluate": 1800.0, "save": 1800.0, "export": 3600.0}  # s
+LIMITS = {"start": 1800.0, "compile": 1800.0, "evaluate": 1800.0, "save": 1800.0, "export": 3600.0,
+          "autotune": 1800.0}  # s; of autotune each layout has its own
 BLIND = 2.0  # s between two looks after which the supervisor itself was stopped or starved
 UNINTERRUPTIBLE = 3  # looks in a row: a moment of it is any disk access
 

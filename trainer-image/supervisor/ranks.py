@@ -458,6 +458,8 @@ def rank_environment(base: Mapping[str, str], me: Member, order: StartRanks, ran
         "TRAINYARD_PULSE": rank.pulse_file,
         "TRAINYARD_DRAIN": drain,
     })
+    if order.tuned:
+        environment["TRAINYARD_TUNED"] = order.tuned
     if table:
         environment["RANK_TABLE_FILE"] = table
     if me.runtime == "mindspore":

@@ -7,18 +7,21 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from trainyard.api.train import TrainConfig
+from trainyard.layout import autotune
+from trainyard.layout.autotune import Candidate
 
 from trainer import planned
 from trainer.errors import ConfigError
 from trainer.parallel.layout import Layout, check_micro_batches, complete
 
 ASKED = "asked.json"  # beside the configuration of a job: the same as the manifest has it
+CANDIDATES = "candidates.json"  # likewise: layouts that are measured before one is chosen
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Run:
     pulse: Path | None = None  # the file in which this rank says what it does
     replace_stragglers: bool = False
     inject: str = ""  # faults on demand, see inject.py
+    candidates: tuple[Candidate, ...] = ()  # what train.autotune chooses from, for the full gang
+    tuned: str = ""  # name of the one that was chosen, as the operator remembers it
 
     def told_to_drain(self) -> bool:
         """Is this rank to save and stop?"""
@@ -93,12 +98,29 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
         pulse=_path(environment, "TRAINYARD_PULSE"),
         replace_stragglers=environment.get("TRAINYARD_STRAGGLERS") == "Replace",
         inject=environment.get("TRAINYARD_INJECT", ""),
+        tuned=environment.get("TRAINYARD_TUNED", ""),
     )
     train = read(Path(path))
+    ranks, per_node = run.rank.world_size, run.rank.local_world_size
+    candidates = _candidates(train, Path(path).with_name(CANDIDATES))
     asked = Path(path).with_name(ASKED)
-    if asked.exists() and not planned.is_settled(train, run.rank.world_size):  # the gang has another size than planned
-        train = planned.resized(train, run.rank.world_size) or read(asked)
-    return planned.plan(train, run.rank.world_size, run.rank.local_world_size), run
+    if asked.exists() and not planned.is_settled(train, ranks):  # the gang has another size than planned
+        train = planned.resized(train, ranks) or read(asked)
+    if train.autotune and not candidates:
+        train, candidates = planned.plan_all(train, ranks, per_node)
+    else:
+        train = planned.plan(train, ranks, per_node)
+    return train, replace(run, candidates=candidates)
+
+
+def _candidates(train: TrainConfig, path: Path) -> tuple[Candidate, ...]:
+    """What the operator has planned to be measured."""
+    if not path.exists():
+        return ()
+    try:
+        return autotune.read(train, json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} should hold layouts to measure: {error}") from None
 
 
 def read(path: Path) -> TrainConfig:

@@ -11,35 +11,51 @@ from trainer.errors import ConfigError
 _FORM = re.compile(r"nan:step=(\d+)(?:,rank=(\d+))?(?:,times=(\d+))?")
 _SPIKE = re.compile(r"spike:step=(\d+)")
 _CHECK = re.compile(r"check:pod=[^,;]+,how=(?:hang|sum)")  # acts before ranks start: supervisor/collective.py
+_LAYOUT = re.compile(r"layout:number=(\d+),(?:slow=(\d+(?:\.\d+)?)|(fails|dies))(?:,rank=(\d+))?")
 SPIKE = 10.0
+
+
+@dataclass(frozen=True)
+class LayoutFault:
+    """While this candidate is measured, counted from 1, this rank is slow, fails or is killed."""
+
+    number: int
+    rank: int
+    slow: float = 0.0  # s that a step counts as longer than it was
+    what: str = ""  # fails or dies, at the second step
 
 
 @dataclass(frozen=True)
 class Injection:
     """At these steps, this rank's gradients are NaN the first `times` that a batch is computed; at `spikes` the loss is
-    told ten times too large."""
+    told ten times too large. What happens while train.autotune measures is in `layouts`."""
 
     steps: dict[int, tuple[int, int]]  # by step: rank, times
     spikes: frozenset[int] = frozenset()
+    layouts: tuple[LayoutFault, ...] = ()
 
     @classmethod
     def read(cls, text: str) -> Injection:
-        """From `nan:step=5,rank=1,times=2` and `spike:step=7`, several with a semicolon between them; rank is 0 and
-        times 1 if they are not said. Raises ConfigError."""
-        steps, spikes = {}, set()
+        """From `nan:step=5,rank=1,times=2`, `spike:step=7` and `layout:number=2,slow=0.5,rank=1` (`fails` or `dies`
+        instead of `slow`), several with a semicolon between them; rank is 0 and times 1 if they are not said. Raises
+        ConfigError."""
+        steps, spikes, layouts = {}, set(), []
         for part in filter(None, (part.strip() for part in text.split(";"))):
             if _CHECK.fullmatch(part) is not None:
                 continue
             if (match := _SPIKE.fullmatch(part)) is not None:
                 spikes.add(int(match[1]))
                 continue
+            if (match := _LAYOUT.fullmatch(part)) is not None:
+                layouts.append(LayoutFault(int(match[1]), int(match[4] or 0), float(match[2] or 0), match[3] or ""))
+                continue
             match = _FORM.fullmatch(part)
             if match is None:
-                raise ConfigError("TRAINYARD_INJECT should be like nan:step=5,rank=1,times=2, spike:step=7 or "
-                                  f"check:pod=j-2-1,how=sum, found {part!r}")
+                raise ConfigError("TRAINYARD_INJECT should be like nan:step=5,rank=1,times=2, spike:step=7, "
+                                  f"layout:number=2,fails,rank=1 or check:pod=j-2-1,how=sum, found {part!r}")
             step, rank, times = match.groups()
             steps[int(step)] = (int(rank or 0), int(times or 1))
-        return cls(steps, frozenset(spikes))
+        return cls(steps, frozenset(spikes), tuple(layouts))
 
     def factor(self, step: int, rank: int, tries: int) -> float:
         """What this rank's loss is multiplied by before it goes backward."""

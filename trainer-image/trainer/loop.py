@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from trainyard.api.train import TrainConfig
@@ -25,10 +24,10 @@ from trainer.checkpoint.recall import Recall
 from trainer.checkpoint.resume import Choice
 from trainer.checkpoint.saver import Saver, State
 from trainer.config import Run
-from trainer.data import batches as data
 from trainer.data.batches import Batches
 from trainer.distributed import Gang, gather, say, tell_all, together
 from trainer.errors import ConfigError
+from trainer.feed import micro_batch
 from trainer.finite import IN_A_ROW, Diverged, First, GradientWatch, Record, SuspectDevice, Verdict, firsts, place
 from trainer.inject import Injection
 from trainer.model import weights
@@ -385,17 +384,8 @@ class Loop:
             return self.take(self.training, self.samples, micro)
 
     def take(self, batches: Batches, first: int, micro: int) -> MicroBatch:
-        """One micro-batch of this rank in the batch that begins with sample `first`. Ranks that share samples
-        (tensor, context, pipeline) take the same."""
-        numbers = data.numbers_of(first, micro, self.config.micro_batch_size, self.model.mesh.batch_rank,
-                                  self.model.layout.batch_ranks)
-        padding = numbers >= first + self.batch_size  # of zero weight, where the ranks do not divide the batch
-        numbers = np.where(padding, first, numbers)
-        documents = batches.documents(numbers) if self.config.data.document_mask else None
-        inputs, targets = batches.take(numbers)
-        if padding.any():  # not in place: inputs and targets of a single sample share their memory
-            targets = targets.masked_fill(torch.from_numpy(padding)[:, None], -1)
-        return MicroBatch(inputs, targets, documents)
+        """One micro-batch of this rank in the batch that begins with sample `first`."""
+        return micro_batch(batches, self.config, self.model, self.batch_size, first, micro)
 
     def add_up(self, loss: torch.Tensor, targets: int) -> Totals:
         """The one all-reduce of a step: loss and norm, and the flags on which all ranks must act alike."""

@@ -7,7 +7,18 @@ import math
 from pathlib import Path
 
 from trainyard.api.train import TrainConfig
-from trainyard.layout import HARDWARE, Hardware, InvalidLayout, LayoutDoesNotFit, choose, of_train, settle
+from trainyard.layout import (
+    HARDWARE,
+    Hardware,
+    InvalidLayout,
+    LayoutDoesNotFit,
+    Ranking,
+    autotune,
+    choose,
+    of_train,
+    settle,
+)
+from trainyard.layout.autotune import Candidate
 from trainyard.layout.hardware import named
 
 from trainer.errors import ConfigError
@@ -20,10 +31,30 @@ def plan(train: TrainConfig, ranks: int, per_node: int, hardware: Hardware | Non
     """The configuration with everything set that was left open; as it is, if nothing was. Raises ConfigError."""
     if is_settled(train, ranks):
         return train
+    ranking = _rank(train, ranks, per_node, hardware)
+    return settle(train, ranking.work, ranking.best.layout)
+
+
+def plan_all(train: TrainConfig, ranks: int, per_node: int,
+             hardware: Hardware | None = None) -> tuple[TrainConfig, tuple[Candidate, ...]]:
+    """Likewise, and the layouts to measure before one is chosen; none if there is only one that may be the fastest.
+    Raises ConfigError if everything is set."""
+    ranking = _rank(train, ranks, per_node, hardware)
+    try:
+        autotune.check(ranking)
+    except InvalidLayout as error:
+        raise ConfigError(str(error)) from None
+    found = autotune.as_candidates(train, ranking.work, autotune.candidates(ranking))
+    return (found[0].train if found else settle(train, ranking.work, ranking.best.layout)), found
+
+
+def _rank(train: TrainConfig, ranks: int, per_node: int, hardware: Hardware | None) -> Ranking:
     try:
         work = of_train(train, ranks, per_node, hardware or find_hardware(), shape.fields(train.model))
         assert work is not None
-        return settle(train, work, choose(work).best.layout)
+        ranking = choose(work)
+        assert ranking.best
+        return ranking
     except InvalidLayout as error:
         raise ConfigError(str(error)) from None
     except LayoutDoesNotFit as error:

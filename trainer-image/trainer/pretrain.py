@@ -10,13 +10,13 @@ import torch
 from trainyard.api import EXIT_DRAINED
 from trainyard.api.train import TrainConfig
 
+from trainer import autotune, export
 from trainer import config as configs
-from trainer import export
 from trainer.config import Run
 from trainer.data import batches as data
 from trainer.data import sources, tokenizer
 from trainer.data.batches import Batches
-from trainer.distributed import Gang, connect, gather, say, together
+from trainer.distributed import BACKENDS, Gang, connect, gather, say, together
 from trainer.errors import ConfigError, Drained, describe
 from trainer.loop import Loop
 from trainer.model import build, shape, weights
@@ -42,24 +42,30 @@ def pretrain(config: TrainConfig, run: Run, regroup: Regroup) -> int:
     regroup.before_groups()
     gang = connect(run.rank, problem_of_this_pod(config, run))
     pulse.leave_out(gang.saving.group_name)
+    tuned = autotune.recall(config, run, gang)
+    config = tuned.config
     fields = shape.fields(config.model)
     layout = layouts.fit(configs.layout(config, run.rank.world_size), fields, config.data.sequence_length)
     batch_size = configs.batch_size(config, layout)
     identity = shape.identity(fields)
     progress = Progress(run.progress, pulse, steps=config.steps, **layout.fields())
     progress.note("connectedAt")
+    autotune.tell(tuned.record, run.candidates, progress)
     if already_exported(config, run, gang, identity):
         say(gang, f"the model of step {config.steps} is exported already, nothing to do")
         progress.update(step=config.steps, durableStep=config.steps)
         return 0
 
+    precision = choose(config.precision, gang.device)
     try:
         training, validation = open_data(config, run, gang, fields["vocab_size"])
+        say(gang, f"data: {training.samples} samples of {config.data.sequence_length} tokens")
+        if tuned.measures:
+            config, layout = measured(tuned, run, gang, fields, precision, training, progress)
+            batch_size = configs.batch_size(config, layout)
     except Drained:
         say(gang, "told to stop while data was being prepared; what is finished will be used again")
         return EXIT_DRAINED
-    say(gang, f"data: {training.samples} samples of {config.data.sequence_length} tokens")
-    precision = choose(config.precision, gang.device)
     model = parallel_model(config, gang, layout, fields, precision)
     optimizer = AdamW(model, config.optimizer)
     say(gang, f"model: {model.parameter_count / 1e6:.1f} million parameters, {precision}, {layout} on "
@@ -106,6 +112,24 @@ def problem_of_this_pod(config: TrainConfig, run: Run) -> str | None:
     return None
 
 
+def measured(known: autotune.Tuning, run: Run, gang: Gang, fields: dict[str, Any], precision: Precision,
+             training: Batches, progress: Progress) -> tuple[TrainConfig, Layout]:
+    """The configuration with the layout that proves to be the fastest. Raises Drained."""
+    def fitted(config: TrainConfig) -> Layout:
+        return layouts.fit(configs.layout(config, gang.world_size), fields, config.data.sequence_length)
+
+    def build(config: TrainConfig) -> ParallelModel:
+        backend = BACKENDS[gang.device.type].rpartition(":")[2]
+        return parallel_model(config, gang, fitted(config), fields, precision, backend)
+
+    search = autotune.Autotune(known, run, gang, build, training, progress)
+    config = search.choose()
+    layout = fitted(config)
+    progress.update(**layout.fields())
+    autotune.tell(search.record, run.candidates, progress)
+    return config, layout
+
+
 def already_exported(config: TrainConfig, run: Run, gang: Gang, identity: dict[str, Any]) -> bool:
     """Did an earlier run of this job reach its end? Then there is nothing to train."""
     if run.checkpoint is None or not config.export:
@@ -133,11 +157,11 @@ def open_data(config: TrainConfig, run: Run, gang: Gang, vocab_size: int) -> tup
 
 
 def parallel_model(config: TrainConfig, gang: Gang, layout: Layout, fields: dict[str, Any],
-                   precision: Precision) -> ParallelModel:
+                   precision: Precision, own_groups: str = "") -> ParallelModel:
     """The model, spread over the ranks before it has any weights, so that none ever holds it whole. Its parameters hold
-    nothing of meaning yet: a checkpoint or first_weights() fills them."""
+    nothing of meaning yet: a checkpoint or first_weights() fills them. `own_groups`: see Mesh."""
     complete = build.complete(fields)
-    mesh = Mesh(layout, gang.device, gang.rank)
+    mesh = Mesh(layout, gang.device, gang.rank, own_groups)
     why_not = compiled.problem(gang.device, layout, fields["model_type"],
                                config.activation_checkpointing) if config.compile else None
     if why_not is not None:

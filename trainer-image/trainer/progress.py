@@ -56,10 +56,10 @@ class Progress:
             self._write()
 
     @contextmanager
-    def activity(self, name: str) -> Iterator[None]:
-        """Something between steps that may take long: told, so that it is not taken for a hang."""
+    def activity(self, name: str, words: str = "") -> Iterator[None]:
+        """Something between steps that may take long: told (as `words`), so that it is not taken for a hang."""
         with self.pulse.phase(name):
-            self.update(activity=name)
+            self.update(activity=words or name)
             try:
                 yield
             finally:

@@ -314,12 +314,14 @@ class Progress(Lenient):
     mean over the layers, in decimal; 1 is even."""
     eta: Time | None = None
     """When training is expected to end."""
+    activity: Annotated[str, Field(max_length=32)] | None = None
+    """What the ranks do instead of steps: autotune 2/4, evaluate, save, export; absent while they train."""
     updated: Time | None = None
     """When this was reported."""
 
 
-class LayoutStatus(Lenient):
-    """The parallel layout in use: chosen and estimated before pods start, then as the ranks report it."""
+class LayoutEstimate(Lenient):
+    """A layout, and what it was estimated to take."""
 
     data: Count | None = None
     """Replicas."""
@@ -337,11 +339,31 @@ class LayoutStatus(Lenient):
     """Estimate of the fullest device's memory, such as 52.1Gi."""
     seconds_per_step: Annotated[str, Field(max_length=32)] | None = None
     """Estimate of a step's time, in decimal."""
+    measured_seconds_per_step: Annotated[str, Field(max_length=40)] | None = None
+    """A step's time as train.autotune measured it, in decimal."""
+    explanation: Text | None = None
+    """The layout in words, where the estimated time and memory go, and on what device."""
+
+
+class LayoutCandidate(LayoutEstimate):
+    """A layout that train.autotune measures."""
+
+    name: Annotated[str, Field(max_length=32)]
+    """By which ranks and operator call it."""
+    problem: Annotated[str, Field(max_length=256)] | None = None
+    """Why it was left out."""
+
+
+class LayoutStatus(LayoutEstimate):
+    """The parallel layout in use: chosen and estimated before pods start, then as the ranks report it."""
+
     sizes: Annotated[list[Count], Field(max_length=16384)] | None = None
     """Sizes of the gang, from minNodes on, that the layout can go on with when pods are lost: those whose ranks are
     multiples of tensor x pipeline x context."""
-    explanation: Text | None = None
-    """The layout in words, where the estimated time and memory go, and on what device."""
+    tuned: Annotated[str, Field(max_length=32)] | None = None
+    """Name of the candidate that train.autotune has chosen; absent until it has."""
+    candidates: Annotated[list[LayoutCandidate], Field(max_length=8)] | None = None
+    """What train.autotune measures, in the planner's order."""
 
 
 class CheckpointStatus(Lenient):

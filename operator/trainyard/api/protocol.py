@@ -83,6 +83,8 @@ class WorldSpec(Lenient):
     """A member that has not joined the master this long after the first is reported missing."""
     drain_seconds: Annotated[int, Field(ge=1, le=86400)] = 30
     """Seconds that ranks get to save and stop after Drain."""
+    tuned: Annotated[str, Field(max_length=32)] = ""
+    """The layout that train.autotune has chosen, by the candidate's name; ranks do not measure again."""
     local_attempts: Annotated[int, Field(ge=0, le=1000)] = 3
     """Restarts of the same members that the master may start by itself while the API cannot be reached."""
     check: Literal["None", "Pairs"] = "None"
@@ -141,7 +143,7 @@ class Hang(Lenient):
     since: Time
     """When they last made progress."""
     phase: Annotated[str, Field(max_length=32)] = ""
-    """start, compile (the first step), step, evaluate, save or export."""
+    """start, autotune, compile (the first step), step, evaluate, save or export."""
     step: Step = 0
     """The last finished step."""
     reason: Annotated[str, Field(max_length=1024)] = ""
@@ -163,6 +165,19 @@ class Check(Lenient):
     """Indices that failed with both their partners, while one of these passed with another (the first 64)."""
     reason: Annotated[str, Field(max_length=1024)] = ""
     """What was found, in one line."""
+
+
+class Measurement(Lenient):
+    """What train.autotune found out about a candidate."""
+
+    name: Annotated[str, Field(max_length=32)]
+    """Its name."""
+    layout: Annotated[str, Field(max_length=256)] | None = None
+    """The layout in words."""
+    seconds_per_step: Annotated[str, Field(max_length=40)] | None = None
+    """The slowest rank's median, decimal."""
+    problem: Annotated[str, Field(max_length=256)] | None = None
+    """Why it was left out."""
 
 
 class RankProgress(Lenient):
@@ -208,7 +223,12 @@ class RankProgress(Lenient):
     """Of a mixture of experts: tokens of the busiest of the ranks that share out a layer's experts over their mean,
     mean over the layers, since the last log line; decimal."""
     activity: Annotated[str, Field(max_length=32)] | None = None
-    """What ranks do between steps that may take long (evaluate, save, export); absent while steps are computed."""
+    """What ranks do instead of steps that may take long (autotune 2/4, evaluate, save, export); absent while steps are
+    computed."""
+    tuned: Annotated[str, Field(max_length=32)] | None = None
+    """The layout in use, by its name, if train.autotune has chosen it."""
+    measured: Annotated[list[Measurement], Field(max_length=8)] | None = None
+    """What it was chosen from."""
     at: Time | None = None
     """When this was reported."""
 

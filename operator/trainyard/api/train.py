@@ -216,6 +216,10 @@ class TrainConfig(Model):
     """The layout over the ranks; empty means that Trainyard chooses."""
     experts: ExpertsConfig | None = None
     """For a mixture of experts."""
+    autotune: bool = False
+    """Measure the few layouts that are estimated to be the fastest, a few steps each, at the first start of the job,
+    and train on the fastest. Only where parallel, microBatchSize or activationCheckpointing leave something to choose
+    (docs/planner.md)."""
     steps: Annotated[int, Field(ge=1, le=1 << 40)]
     """Optimizer steps until the job has succeeded."""
     batch_size: Annotated[int, Field(ge=1, le=1 << 24)] | None = None

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from trainyard.api.job import LayoutStatus, TrainingJobSpec
+from trainyard.api.job import LayoutCandidate, LayoutStatus, TrainingJobSpec
 from trainyard.api.train import TrainConfig
-from trainyard.layout import choose, settle
+from trainyard.layout import autotune, choose, settle
+from trainyard.layout.autotune import Candidate
+from trainyard.layout.choose import Ranking
 from trainyard.layout.job import of_job
 from trainyard.layout.memory import state_bytes
 from trainyard.layout.sizes import check_min_nodes, gang_sizes
 from trainyard.layout.table import sentence
-from trainyard.layout.types import Estimate, Workload
+from trainyard.layout.types import Estimate, Layout, Workload
 
 
 class Planned(NamedTuple):
@@ -21,6 +23,7 @@ class Planned(NamedTuple):
     train: TrainConfig | None  # what the trainer is told, with everything set that was left open
     layout: LayoutStatus | None  # what the status says about it
     state: float  # bytes of parameters and moments of the fullest rank; 0 where only the trainer will know
+    candidates: tuple[Candidate, ...] = ()  # what the trainer measures first
 
 
 def plan_layout(spec: TrainingJobSpec, device: str = "") -> Planned:
@@ -31,12 +34,39 @@ def plan_layout(spec: TrainingJobSpec, device: str = "") -> Planned:
     if spec.train is None or work is None:
         check_min_nodes(spec, None)
         return Planned(spec.train, None, 0)
-    best = choose(work).best
+    ranking = choose(work)
+    best = ranking.best
     status = status_of(work, best)
     check_min_nodes(spec, status)
     if spec.min_nodes is not None:
         status = status.model_copy(update={"sizes": gang_sizes(spec, status)})
+    if spec.train.autotune:
+        return _tuned(spec, spec.train, ranking, status)
     return Planned(settle(spec.train, work, best.layout), status, state_bytes(work.shape, best.layout))
+
+
+def _tuned(spec: TrainingJobSpec, train: TrainConfig, ranking: Ranking, status: LayoutStatus) -> Planned:
+    """With the few layouts that the trainer is to measure; each could go on with minNodes."""
+    autotune.check(ranking)
+    work = ranking.work
+    chosen = autotune.candidates(ranking, lambda layout: _shrinks(spec, layout))
+    made = autotune.as_candidates(train, work, chosen)
+    if not made:
+        words = f"{status.explanation} Nothing is measured (autotune): no other layout is estimated to be near."
+        settled = settle(train.model_copy(update={"autotune": False}), work, chosen[0].layout)
+        return Planned(settled, status.model_copy(update={"explanation": words}),
+                       state_bytes(work.shape, chosen[0].layout))  # fmt: skip
+    rows = [LayoutCandidate(name=each.name, **status_of(work, one).model_dump(exclude_none=True))
+            for each, one in zip(made, chosen, strict=True)]  # fmt: skip
+    state = max(state_bytes(work.shape, one.layout) for one in chosen)
+    return Planned(made[0].train, status.model_copy(update={"candidates": rows}), state, made)
+
+
+def _shrinks(spec: TrainingJobSpec, layout: Layout) -> bool:
+    least = spec.min_nodes or spec.num_nodes
+    sizes = LayoutStatus(data=layout.data, shard=layout.shard, tensor=layout.tensor, pipeline=layout.pipeline,
+                         context=layout.context, expert=layout.expert)
+    return least in gang_sizes(spec, sizes, least)
 
 
 def status_of(work: Workload, each: Estimate) -> LayoutStatus:

@@ -15,11 +15,12 @@ from trainyard.build.hashes import canonical, digest
 from trainyard.build.merge import merge
 from trainyard.build.owned import metadata
 from trainyard.build.planning import as_written, plan_layout
-from trainyard.build.template import ROOT, check_template, trainer_of
+from trainyard.build.template import CONFIG_VOLUME, ROOT, check_template, trainer_of
 from trainyard.build.types import BuildSettings, InvalidTemplate, JobRef, Object, RenderedJob
 from trainyard.placement.books import Demand
 
 VERSION_LABEL = f"{GROUP}/version"
+CANDIDATES = "candidates.json"
 SUPERVISOR_ANNOTATION = f"{GROUP}/supervisor-image"
 
 
@@ -37,11 +38,14 @@ def render(job: JobRef, spec: TrainingJobSpec, settings: BuildSettings, device: 
     _tolerate(pod)
     _relax(pod, trainer, spec)
     _drop_unused(pod)
-    train, layout, state = plan_layout(spec, device)
+    train, layout, state, candidates = plan_layout(spec, device)
     make_room(pod, spec, copies_bytes(spec, state))
+    if candidates:
+        _add_candidates(pod)
     image = supervisor_image(settings) if spec.command is not None else str(trainer["image"])
     rendered = RenderedJob(job, template, train.dump() if train else None, "", image, settings.version,
-                           asked=as_written(spec.train) if spec.train else None, layout=layout)
+                           asked=as_written(spec.train) if spec.train else None, layout=layout,
+                           candidates=[each.dump() for each in candidates] or None)
     return replace(rendered, hash=_hash(rendered))
 
 
@@ -83,6 +87,7 @@ def read_rendering(configmap: Mapping[str, Any]) -> RenderedJob:
             demand=_read_demand(json.loads(data["demand.json"])) if "demand.json" in data else None,
             asked=json.loads(data["asked.json"]) if "asked.json" in data else None,
             layout=LayoutStatus.model_validate_json(data["layout.json"]) if "layout.json" in data else None,
+            candidates=json.loads(data[CANDIDATES]) if CANDIDATES in data else None,
         )
     except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"ConfigMap {name} holds no rendering: {error!r}") from error
@@ -99,6 +104,13 @@ def _tolerate(pod: Object) -> None:
         if not said:
             tolerations.append({"key": key, "operator": "Exists", "effect": "NoExecute"})
     pod["tolerations"] = tolerations
+
+
+def _add_candidates(pod: Object) -> None:
+    """The trainer finds them beside its configuration."""
+    for volume in pod["volumes"]:
+        if volume["name"] == CONFIG_VOLUME:
+            volume["configMap"]["items"].append({"key": CANDIDATES, "path": CANDIDATES})
 
 
 def _relax(pod: Object, trainer: Object, spec: TrainingJobSpec) -> None:
@@ -131,6 +143,8 @@ def _data(rendered: RenderedJob) -> dict[str, str]:
         data["asked.json"] = canonical(rendered.asked)
     if rendered.layout is not None:
         data["layout.json"] = canonical(rendered.layout.dump())
+    if rendered.candidates is not None:
+        data[CANDIDATES] = canonical(rendered.candidates)
     if rendered.demand is not None:
         data["demand.json"] = canonical(_write_demand(rendered.demand))
     return data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,7 @@ class RenderedJob:
     demand: Demand | None = None  # known once the API server has tried a pod out
     asked: Mapping[str, Any] | None = None  # spec.train as the manifest has it
     layout: LayoutStatus | None = None  # the chosen layout with its estimate
+    candidates: Sequence[Mapping[str, Any]] | None = None  # what train.autotune measures, as in candidates.json
 
     @property
     def name(self) -> str:

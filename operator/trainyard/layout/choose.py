@@ -41,14 +41,14 @@ class Ranking:
             raise LayoutDoesNotFit(does_not_fit(self))
         limit = self.fitting[0].seconds.total * (1 + SAME)
         near = [each for each in self.fitting if each.seconds.total <= limit]
-        return min(near, key=_simplicity)
+        return min(near, key=simplicity)
 
     def by_mesh(self) -> list[Estimate]:
         """The best of each mesh: the chosen one first, then in order."""
         first = self.best if self.fitting else self.estimates[0]
-        found = {_mesh(first.layout): first}
+        found = {mesh_of(first.layout): first}
         for each in self.estimates:
-            found.setdefault(_mesh(each.layout), each)
+            found.setdefault(mesh_of(each.layout), each)
         return list(found.values())
 
 
@@ -183,11 +183,13 @@ def _fitted(work: Workload, layout: Layout) -> Iterator[Estimate]:
             return  # ZeRO-2 takes more than ZeRO-3
 
 
-def _mesh(layout: Layout) -> tuple[int, ...]:
+def mesh_of(layout: Layout) -> tuple[int, ...]:
+    """The sizes of all dimensions."""
     return layout.data, layout.shard, layout.tensor, layout.pipeline, layout.context, layout.expert
 
 
-def _simplicity(each: Estimate) -> tuple[int, float, float]:
+def simplicity(each: Estimate) -> tuple[int, float, float]:
+    """Sorts layouts of about the same time: the simplest first."""
     layout = each.layout
     used = sum(size > 1 for size in (layout.tensor, layout.pipeline, layout.context, layout.expert))
     return used + (layout.schedule != "1F1B") + (layout.data > 1), each.seconds.total, each.memory.total

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from trainyard.api.job import LayoutStatus, TrainingJobSpec
+from trainyard.api.job import LayoutEstimate, TrainingJobSpec
 from trainyard.layout.problems import InvalidLayout
 
 
-def gang_sizes(spec: TrainingJobSpec, layout: LayoutStatus | None, least: int | None = None) -> list[int]:
+def gang_sizes(spec: TrainingJobSpec, layout: LayoutEstimate | None, least: int | None = None) -> list[int]:
     """Nodes, ascending, from `least` (default: minNodes) to numNodes, which is always one of them. A program of the
     user's own decides itself what it can do; of the shipped trainer's layout only data and shard change, and without a
     layout that was chosen before the start nothing does."""
@@ -15,7 +15,7 @@ def gang_sizes(spec: TrainingJobSpec, layout: LayoutStatus | None, least: int | 
     return [size for size in smaller if layout is None or _holds(layout, size * spec.procs)] + [spec.num_nodes]
 
 
-def check_min_nodes(spec: TrainingJobSpec, layout: LayoutStatus | None) -> None:
+def check_min_nodes(spec: TrainingJobSpec, layout: LayoutEstimate | None) -> None:
     """Raises InvalidLayout if a gang of minNodes could not train."""
     least = spec.min_nodes or spec.num_nodes
     sizes = gang_sizes(spec, layout, 1)
@@ -32,7 +32,7 @@ def check_min_nodes(spec: TrainingJobSpec, layout: LayoutStatus | None) -> None:
     raise InvalidLayout("minNodes", f"{least} nodes have {least * spec.procs} ranks, {why}; legal: {legal}")
 
 
-def _holds(layout: LayoutStatus, ranks: int) -> bool:
+def _holds(layout: LayoutEstimate, ranks: int) -> bool:
     """Whether tensor, pipeline, context and experts stay as they are with so many ranks."""
     fixed = (layout.tensor or 1) * (layout.pipeline or 1) * (layout.context or 1)
     replicas, shard = ranks // fixed, layout.shard or 1

@@ -9,6 +9,7 @@ from trainyard.placement.obstacle import unservable
 from trainyard.plan.changed import is_changed
 from trainyard.plan.conditions import reason
 from trainyard.plan.times import seconds_between, stamp
+from trainyard.plan.tuned import readmitted
 from trainyard.plan.turn import Turn
 from trainyard.plan.types import Refusal
 
@@ -50,7 +51,7 @@ def _accepted(turn: Turn) -> Turn:
             start_time=turn.status.start_time or stamp(turn.now),
         )
         if rendering.layout is not None:
-            turn = turn.note(layout=rendering.layout)
+            turn = turn.note(layout=readmitted(rendering.layout, turn.status.layout))
     if turn.snap.spec is None or is_changed(turn):
         return turn
     turn = turn.judge("Accepted", "True", "Admitted", "The API server accepts the job's pods.")

@@ -12,6 +12,7 @@ from trainyard.plan.losses import active
 from trainyard.plan.nodes import last_step_at, seconds_per_step
 from trainyard.plan.restarts import exhausted
 from trainyard.plan.times import moment, seconds_between
+from trainyard.plan.tuned import tuned
 from trainyard.plan.turn import Fault, Turn
 from trainyard.plan.types import Report
 
@@ -92,7 +93,8 @@ def allowance(turn: Turn) -> float | None:
     fixed = None if wanted == "auto" else float(wanted)
     if told is None or told.first_step_at is None:
         reports_steps = turn.status.progress is not None or turn.spec.train is not None
-        return max(FIRST_STEP_SECONDS, fixed or 0.0) if reports_steps else None
+        limit = max(FIRST_STEP_SECONDS, fixed or 0.0) * (1 + _measured(turn))
+        return limit if reports_steps else None
     least = ACTIVITY_SECONDS if told.activity else 0.0
     if fixed is not None:
         return max(fixed + (PULSE_SECONDS if turn.spec.train is not None else 0.0), least)
@@ -100,3 +102,10 @@ def allowance(turn: Turn) -> float | None:
     if usual is None or told.step < AUTO_AFTER:
         return None
     return max(AUTO_LEAST_SECONDS, AUTO_STEPS * usual, least)
+
+
+def _measured(turn: Turn) -> int:
+    """Layouts that are measured before the first step: each may load and compile."""
+    rendering = turn.snap.rendering
+    layout = rendering.layout if rendering is not None else None
+    return 0 if layout is None or tuned(turn) else len(layout.candidates or ())

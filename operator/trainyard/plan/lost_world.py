@@ -7,6 +7,7 @@ from trainyard.plan.placement import known_generation
 from trainyard.plan.recover import drain_seconds
 from trainyard.plan.seats import places_of
 from trainyard.plan.times import fine_stamp
+from trainyard.plan.tuned import tuned
 from trainyard.plan.turn import Turn
 
 # Status follows the World, and a member that only waits reports nothing: generations may have been written that
@@ -34,7 +35,7 @@ def lost_world(turn: Turn) -> Turn:
 
         incarnations={index: number for index, number in newest.items() if number > 1 or int(index) >= size},
         places=places_of(_members(turn, size)), cause=cause,
-        drain_seconds=drain_seconds(turn),
+        drain_seconds=drain_seconds(turn), tuned=tuned(turn),
     )  # fmt: skip
     return turn.with_world(made)
 

@@ -19,6 +19,7 @@ from trainyard.plan.progress import without_memory
 from trainyard.plan.recover import drain_seconds, ever, raised
 from trainyard.plan.suspend import is_draining
 from trainyard.plan.times import fine_stamp, moment, seconds_between
+from trainyard.plan.tuned import tuned
 from trainyard.plan.turn import Turn
 from trainyard.plan.types import CreatePod, Rendering, Waiting
 
@@ -74,14 +75,14 @@ def _started_world(turn: Turn) -> Turn:
         cause = Cause(kind=kind, at=fine_stamp(snap.now), total=restarts.total, counted=restarts.counted)
         made = WorldSpec(
             job=snap.uid, generation=known + 1, phase="Run", size=size, token=snap.new_token, cause=cause,
-            drain_seconds=drain_seconds(turn),
+            drain_seconds=drain_seconds(turn), tuned=tuned(turn),
         )  # fmt: skip
         return turn.with_world(made)
     cause = world.cause.model_copy(update={"kind": "Resume", "culprit": "", "at": fine_stamp(snap.now)})
     update = {
         "generation": world.generation + 1, "phase": "Run", "size": size, "cause": cause, "check": "None",
         "incarnations": raised(turn, ever(world)), "places": {},
-        "master": type(world.master)(), "drain_seconds": drain_seconds(turn),
+        "master": type(world.master)(), "drain_seconds": drain_seconds(turn), "tuned": tuned(turn),
     }  # fmt: skip
     return turn.with_world(world.model_copy(update=update))
 

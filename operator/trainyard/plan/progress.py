@@ -9,10 +9,10 @@ from trainyard.api.protocol import RankProgress
 from trainyard.plan.conditions import holds
 from trainyard.plan.nodes import seconds_per_step
 from trainyard.plan.times import moment, seconds_between, stamp
+from trainyard.plan.tuned import SIZES, with_measured
 from trainyard.plan.turn import Turn
 
 EVERY_SECONDS = 5.0  # a status is written for progress alone at most this often
-SIZES = ("data", "shard", "tensor", "pipeline", "context", "expert")
 LONGEST = timedelta(days=3650)  # an ETA beyond this says nothing
 
 
@@ -41,9 +41,10 @@ def current(turn: Turn) -> Turn:
     changes: dict[str, object] = {"progress": made}
     layout = {name: size for name in SIZES if (size := getattr(told, name)) is not None}
     if layout:  # the estimate stays if it is about this layout
-        before = turn.status.layout or LayoutStatus()
+        before = with_measured(turn.spec, turn.status.layout or LayoutStatus(), told)
         same = all(getattr(before, name) == size for name, size in layout.items())
-        changes["layout"] = before if same else LayoutStatus(**layout, sizes=before.sizes)
+        kept = {"sizes": before.sizes, "tuned": before.tuned, "candidates": before.candidates}
+        changes["layout"] = before if same else LayoutStatus(**layout, **kept)
     known = turn.status.checkpoint or CheckpointStatus()
     durable = told.durable_step if told.durable_step is not None else known.durable_step
     now = CheckpointStatus(durable_step=durable, memory_step=told.memory_step, protection=told.protection)
@@ -81,7 +82,7 @@ def _made(turn: Turn, told: RankProgress) -> Progress:
     percent = min(100, told.step * 100 // told.steps) if told.steps else None
     return Progress(
         step=told.step, steps=told.steps, percent=percent, loss=told.loss, evaluation_loss=told.evaluation_loss,
-        expert_imbalance=told.expert_imbalance, **kept
+        expert_imbalance=told.expert_imbalance, activity=told.activity, **kept
     )  # fmt: skip
 
 

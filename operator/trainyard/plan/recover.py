@@ -10,6 +10,7 @@ from trainyard.plan.gang import highest_incarnation
 from trainyard.plan.restarts import known_step
 from trainyard.plan.seats import places_of, seated
 from trainyard.plan.times import fine_stamp
+from trainyard.plan.tuned import tuned
 from trainyard.plan.turn import Fault, Turn
 
 WEIGHTS = {"counted": 0, "free": 1, "planned": 2}
@@ -33,6 +34,7 @@ def recover(turn: Turn) -> Turn:
             "places": places_of(members),
             "master": _master(turn, lost, members),
             "cause": _cause(turn, world),
+            "tuned": tuned(turn),
             "drain_seconds": drain_seconds(turn),
             "check": "Pairs" if _checks(turn) else "None",
         }

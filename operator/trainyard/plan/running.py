@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainyard.plan.bringup import CONTAINER, IMAGE, hindrance
 from trainyard.plan.losses import active
+from trainyard.plan.tuned import AUTOTUNE
 from trainyard.plan.turn import Turn
 from trainyard.plan.types import PodView
 
@@ -21,7 +22,10 @@ def running(turn: Turn) -> Turn:
     if turn.gang.formed:
         fewer = turn.gang.size < turn.spec.num_nodes
         who = f"{turn.gang.size} of {turn.spec.num_nodes}" if fewer else f"All {turn.gang.size}"
-        words = f"{who} pods train in generation {world.generation}."
+        told = turn.gang.progress
+        tunes = told is not None and (told.activity or "").startswith(AUTOTUNE)
+        doing = f"measure layouts ({told.activity})" if told is not None and tunes else "train"
+        words = f"{who} pods {doing} in generation {world.generation}."
         return turn.judge("Running", "True", "Training", words)
     return turn.judge("Running", "False", *_waiting_for(turn))
 

@@ -9,6 +9,7 @@ from trainyard.layout.sizes import gang_sizes
 from trainyard.plan.changed import is_changed
 from trainyard.plan.gang import trained
 from trainyard.plan.nodes import unreachable
+from trainyard.plan.tuned import planned
 from trainyard.plan.turn import Turn
 from trainyard.plan.types import PodView
 
@@ -41,7 +42,7 @@ def sizes(turn: Turn) -> list[int]:
     rendering = turn.snap.rendering
     if is_changed(turn):  # another numNodes counts only once the job was suspended
         return [turn.gang.size]
-    return gang_sizes(turn.spec, rendering.layout) if rendering else [turn.spec.num_nodes]
+    return gang_sizes(turn.spec, planned(turn)) if rendering else [turn.spec.num_nodes]
 
 
 def places_of(members: Sequence[int]) -> dict[str, int]:

@@ -18,7 +18,9 @@ class Mesh:
 
     Every rank makes it at the same time: it creates the groups. Dimensions of 1 have none."""
 
-    def __init__(self, layout: Layout, device: torch.device, rank: int) -> None:
+    def __init__(self, layout: Layout, device: torch.device, rank: int, own_groups: str = "") -> None:
+        """`own_groups`: backend of groups that are all the mesh's own, even of all ranks, so that they can be taken
+        down with it."""
         if layout.world_size != dist.get_world_size():
             raise ValueError(f"a layout of {layout.world_size} ranks for a gang of {dist.get_world_size()}")
         self.layout = layout
@@ -30,7 +32,8 @@ class Mesh:
         sizes = {"pipeline": layout.pipeline, "data": layout.data, "sharding": layout.sharding_ranks,
                  "tensor": layout.tensor}
         used = {name: size for name, size in sizes.items() if size > 1 or name == "sharding"}
-        self._mesh = init_device_mesh(device.type, tuple(used.values()), mesh_dim_names=tuple(used))
+        self._backend = own_groups
+        self._mesh = self._device_mesh(used)
         self.ulysses_rank = self.coordinates["context"] % (layout.ulysses or 1)
         self.ring_rank = self.coordinates["context"] // (layout.ulysses or 1)
         self.ring_group, self.ulysses_group = self._context_groups()
@@ -42,7 +45,12 @@ class Mesh:
         sizes = {"data": layout.data, "expert_sharding": layout.sharding_ranks // layout.expert,
                  "expert": layout.expert}
         used = {name: size for name, size in sizes.items() if size > 1 or name != "data"}
-        return init_device_mesh(self.device.type, tuple(used.values()), mesh_dim_names=tuple(used))
+        return self._device_mesh(used)
+
+    def _device_mesh(self, sizes: dict[str, int]) -> DeviceMesh:
+        backends: Any = dict.fromkeys(sizes, self._backend) if self._backend else None
+        return init_device_mesh(self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes),
+                                backend_override=backends)
 
     def _context_groups(self) -> tuple[Any, Any]:
         """Groups of a ring and of Ulysses; None where there is but one rank."""
