@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from supervisor.failures import is_consequence
 from train.gang import Gang, train
 from trainer.tuning import FILE, Record
 from trainyard.api.train import TrainConfig
@@ -74,7 +75,8 @@ def test_a_killed_rank_begins_the_measurement_anew(tmp_path: Path, config: dict[
     died = train(tmp_path / "first", config, checkpoint=tmp_path / "ck",
                  environment={"TRAINYARD_INJECT": "layout:number=2,dies,rank=1"})
     assert died.codes[1] == -9, died.text
-    assert died.codes[0] != 0
+    assert died.codes[0] == 1
+    assert is_consequence(died.err[0].strip().splitlines()[-1]), died.text
     before = record(tmp_path / "ck")
     assert (before.starts, before.tuned) == (1, "")
     assert before.at == before.candidates[1]

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from supervisor.failures import CONSEQUENCE, ROOT
+from supervisor.failures import is_consequence
 from trainyard.api.train import TrainConfig
 from trainyard.layout import autotune
 from trainyard.layout.autotune import Candidate, Measured
@@ -149,12 +149,16 @@ class Autotune:
     def _meet(self, candidate: Candidate, mine: tuple[float | None, str]) -> list[tuple[float | None, str]]:
         """Everybody's answer, once everybody has one. Where a failure of this rank cannot be told to others that wait
         for it, or has left the gang's own groups out of step, only another start helps: RuntimeError."""
-        words = f"layout {candidate.words}: {mine[1] or 'the other ranks have not finished it'}"
+        problem = mine[1]
         try:
             dist.monitored_barrier(group=self.gang.saving, timeout=PATIENCE)
         except RuntimeError as error:
-            self._give_up(candidate, mine[1])
-            raise RuntimeError(f"{words}; the ranks did not meet again within {PATIENCE.seconds} s") from error
+            if not problem or is_consequence(problem):  # in words by which the supervisor knows a consequence
+                raise RuntimeError(f"layout {candidate.words}: gloo failed, another rank is lost or waits: "
+                                   f"{one_line(problem or error, 200)}") from error
+            self._give_up(candidate, problem)
+            raise RuntimeError(f"layout {candidate.words}: {problem}; the others did not follow in "
+                               f"{PATIENCE.seconds} s") from error
         everybody: list[Any] = [None] * self.gang.world_size
         dist.all_gather_object(everybody, (*mine, _sequence()), group=self.gang.saving)
         if len({sequence for _, _, sequence in everybody}) > 1:
@@ -164,8 +168,8 @@ class Autotune:
         return [(seconds, text) for seconds, text, _ in everybody]
 
     def _give_up(self, candidate: Candidate, problem: str) -> None:
-        """Leave it out at the next start."""
-        if problem:
+        """Leave it out at the next start, if it is to blame."""
+        if not is_consequence(problem):
             self._keep(replace(self.record, problems={**self.record.problems, candidate.name: problem}))
 
     def _check_gone(self, parts: list[Any]) -> None:
@@ -187,8 +191,7 @@ class Autotune:
 
 def _agreed(answers: Sequence[tuple[float | None, str]]) -> tuple[float | None, str]:
     """The slowest rank's time; or the problem of a rank that was not merely left waiting by another."""
-    problems = [(bool(CONSEQUENCE.search(text)) and not ROOT.search(text), rank, text)
-                for rank, (_, text) in enumerate(answers) if text]
+    problems = [(is_consequence(text), rank, text) for rank, (_, text) in enumerate(answers) if text]
     if problems:
         _, rank, text = min(problems)
         return None, one_line(f"rank {rank}: {text}", 256)

@@ -16,7 +16,7 @@ from trainer.config import Run
 from trainer.data import batches as data
 from trainer.data import sources, tokenizer
 from trainer.data.batches import Batches
-from trainer.distributed import BACKENDS, Gang, connect, gather, say, together
+from trainer.distributed import Gang, connect, gather, say, together
 from trainer.errors import ConfigError, Drained, describe
 from trainer.loop import Loop
 from trainer.model import build, shape, weights
@@ -30,7 +30,7 @@ from trainer.parallel.model import ParallelModel
 from trainer.precision import DTYPES, Precision, choose
 from trainer.progress import Progress
 from trainer.pulse import Pulse, count_collectives
-from trainer.regroup import Regroup, why_not
+from trainer.regroup import COLLECTIVES, Regroup, why_not
 
 
 def pretrain(config: TrainConfig, run: Run, regroup: Regroup) -> int:
@@ -119,7 +119,7 @@ def measured(known: autotune.Tuning, run: Run, gang: Gang, fields: dict[str, Any
         return layouts.fit(configs.layout(config, gang.world_size), fields, config.data.sequence_length)
 
     def build(config: TrainConfig) -> ParallelModel:
-        backend = BACKENDS[gang.device.type].rpartition(":")[2]
+        backend = COLLECTIVES[gang.device.type]
         return parallel_model(config, gang, fitted(config), fields, precision, backend)
 
     search = autotune.Autotune(known, run, gang, build, training, progress)

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from trainyard.api.job import TrainingJobSpec
-from trainyard.layout.choose import choose
+from trainyard.layout import autotune
+from trainyard.layout.choose import Ranking, choose
 from trainyard.layout.hardware import GB, HARDWARE, named
 from trainyard.layout.job import of_job
 from trainyard.layout.table import explained, table
@@ -72,9 +73,20 @@ def report(text: str, *, nodes: int | None = None, device: str | None = None, me
     ranking = choose(work)
     best = ranking.best
     parts = [head, table(ranking, rows)]
+    if spec.train is not None and spec.train.autotune:
+        parts.append(measured(ranking))
     if explain:
         parts.append(explained(best, row.memory))
     return "\n\n".join(parts)
+
+
+def measured(ranking: Ranking) -> str:
+    """What train.autotune will do. Raises InvalidLayout if there is nothing to choose."""
+    autotune.check(ranking)
+    found = autotune.candidates(ranking)
+    if len(found) == 1:
+        return "train.autotune: nothing is measured, no other layout is estimated to be near."
+    return "\n".join(["train.autotune measures at the start:", *(f"  {each.layout}" for each in found)])
 
 
 def job_in(text: str) -> TrainingJobSpec:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 from supervisor import events as e
+from supervisor import ranks
 from supervisor.core import DONE_WITHIN, EARLY_DRAIN, SETTLE, URGENT_EVERY, Core
 from supervisor.report import timestamp
 
@@ -79,6 +80,22 @@ def test_joins_and_starts_its_ranks_once_all_are_there() -> None:
     did = pod.on(e.Linked(), e.GangSeen(e.GangState(1, 0)), e.GangSeen(e.GangState(1, 0, start)))
     assert found(did, e.StartRanks) == [e.StartRanks((1, 0), start, 2, 0, place=1)]
     assert found(pod.on(e.GangSeen(e.GangState(1, 0, start))), e.StartRanks) == []  # told twice, started once
+
+
+def test_ranks_are_told_the_layout_that_was_measured() -> None:
+    manifest = {"metadata": {}, "spec": {"job": "u", "generation": 2, "phase": "Run", "size": 1, "token": "t" * 16}}
+    assert e.World.parse(manifest).tuned == ""
+    manifest["spec"]["tuned"] = "0123456789"
+    world = replace(WORLD, tuned=e.World.parse(manifest).tuned)
+    start = e.Start("10.0.0.1", 6000, True)
+    pod = Pod()
+    did = pod.on(e.WorldSeen(world), e.Linked(), e.GangSeen(e.GangState(1, 0, start)))
+    (order,) = found(did, e.StartRanks)
+    assert order.tuned == "0123456789"
+    told = ranks.rank_environment({}, pod.core.me, order, ranks.Rank(0, 2, "/scratch"), "/drain")
+    assert told["TRAINYARD_TUNED"] == "0123456789"
+    plain = ranks.rank_environment({}, pod.core.me, replace(order, tuned=""), ranks.Rank(0, 2, "/scratch"), "/drain")
+    assert "TRAINYARD_TUNED" not in plain
 
 
 def test_a_start_of_another_run_starts_nothing() -> None:

@@ -16,11 +16,19 @@ def test_a_whole_line_keeps_its_digits() -> None:
     assert parsed.warnings == (("CheckpointFailed", "disk full"),)
 
 
+def test_layouts_that_were_measured() -> None:
+    parsed = parse(b'{"step": 0, "tuned": "a", "measured": [{"name": "a", "layout": "data 2", "secondsPerStep": 0.50}, '
+                   b'{"name": "b", "problem": "no memory", "more": 1}]}')
+    assert parsed.fields["measured"] == [{"name": "a", "layout": "data 2", "secondsPerStep": "0.50"},
+                                         {"name": "b", "problem": "no memory"}]
+
+
 @pytest.mark.parametrize(("line", "why"), [
     (b"", "JSON"), (b"{", "JSON"), (b"[1]", "list"), (b"\xff\xfe", "JSON"), (b"{}", "step"), (b'{"step": "x"}', "step"),
     (b'{"step": -1}', "step"), (b'{"step": true}', "step"), (b'{"step": NaN}', "step"), (b'{"step": 1e99}', "step"),
     (b'{"step": 1, "loss": "low"}', "loss"), (b'{"step": 1, "loss": []}', "loss"), (b"[" * 100000, "JSON"),
     (b'{"step": 1, "protection": "Everything"}', "expected one of Node, Pod, Unprotected"),
+    (b'{"step": 1, "measured": [{}]}', "measured"), (b'{"step": 1, "measured": {"name": "a"}}', "measured"),
 ])
 def test_garbage_is_refused_with_a_reason(line: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
