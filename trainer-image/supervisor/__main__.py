@@ -9,6 +9,7 @@ import sys
 import tempfile
 from typing import List, Mapping, Optional, Tuple
 
+from supervisor.devices import tool_of
 from supervisor.events import Member, Terminate
 from supervisor.failures import CONFIGURATION
 from supervisor.ranktable import VERSIONS, wants_table
@@ -42,13 +43,15 @@ def member(environment: Mapping[str, str]) -> Member:
     survivors = environment.get("TRAINYARD_SURVIVORS") or SURVIVORS[0]
     if survivors not in SURVIVORS:
         raise ValueError(f"TRAINYARD_SURVIVORS is {survivors!r}, expected one of {', '.join(SURVIVORS)}")
+    ranks = whole("TRAINYARD_NUM_PROC", 1)
     return Member(
         job=environment["TRAINYARD_JOB_UID"], pod=environment["TRAINYARD_POD"],
         pod_uid=environment["TRAINYARD_POD_UID"], pod_ip=environment["TRAINYARD_POD_IP"],
         index=whole("TRAINYARD_INDEX", 0), incarnation=whole("TRAINYARD_INCARNATION", 1),
-        ranks=whole("TRAINYARD_NUM_PROC", 1), grace=float(whole("TRAINYARD_GRACE", 0, "30")),
+        ranks=ranks, grace=float(whole("TRAINYARD_GRACE", 0, "30")),
         runtime=runtime, rank_table=wants_table(environment),
         keeps=survivors == "regroup" and runtime == "torch",
+        devices=tool_of(environment, ranks) is not None,
     )
 
 

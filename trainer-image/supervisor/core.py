@@ -6,6 +6,7 @@ import math
 from typing import Optional
 
 from supervisor import events as e
+from supervisor.failures import SUSPECT_DEVICE
 from supervisor.gang import Gang
 from supervisor.survivors import Survivors
 
@@ -331,6 +332,13 @@ class Core(Survivors):
         if self.terminating and not draining:
             self._set_timer("leave", min(self._timers.get("leave", self._now), self._now + HOLD[1]) - self._now)
 
+    def _device_held(self, event: e.DeviceHeld) -> None:
+        """This pod cannot take part in the run that it should join: its ranks would meet what is on the device."""
+        if self.state == "join" and self.place is not None:
+            self._failure = e.Exit(self.place * self.me.ranks, SUSPECT_DEVICE, True, event.reason, at=self._wall,
+                                   devices=event.devices)
+            self._failed()
+
     def _early(self) -> None:
         """Ranks left with 75, and no Drain came."""
         if self.state == "drained" and self.world is not None and self.world.phase == "Run":
@@ -492,8 +500,8 @@ Core.HANDLERS = {
     e.Unlinked: Core._unlinked, e.GangSeen: Core._gang_seen, e.TablePart: Core._table_part,
     e.RankExited: Core._rank_exited, e.RanksGone: Core._ranks_gone, e.RanksLeft: Core._ranks_left,
     e.RanksJoined: Core._ranks_joined, e.ProgressSeen: Core._progress, e.HangSeen: Core._hang,
-    e.HangOver: Core._hang_over, e.PairChecked: Core._pair_checked, e.Terminate: Core._terminate,
-    e.Timer: Core._timer,
+    e.HangOver: Core._hang_over, e.PairChecked: Core._pair_checked, e.DeviceHeld: Core._device_held,
+    e.Terminate: Core._terminate, e.Timer: Core._timer,
 }
 Core.TIMERS = {
     "settle": Core._failed, "hold": Core._hold_over, "term": Core._term, "kill": Core._kill, "leave": Core._grace_over,

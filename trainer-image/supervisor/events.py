@@ -121,6 +121,7 @@ class Member:
     runtime: str = "torch"  # torch | mindspore
     rank_table: bool = False  # the ranks want HCCL's
     keeps: bool = False  # ranks may outlive a generation, see survivors.py
+    devices: bool = False  # accelerators that somebody can tell of: they have to be free before a rank starts
 
     def processes(self, place: Optional[int]) -> int:
         """Ranks, and MindSpore's scheduler beside rank 0; its local rank is the one after the last."""
@@ -140,6 +141,7 @@ class Exit:
     oom: bool = False
     at: float = 0.0  # seconds since 1970
     hang: bool = False  # it did not end by itself: it could not run, and was killed for that
+    devices: Tuple[str, ...] = ()  # no rank: these devices are not free
 
 
 @dataclass(frozen=True)
@@ -333,7 +335,15 @@ class PairChecked:
 
 @dataclass(frozen=True)
 class RanksGone:
-    """Every process of the ranks has ended and was reaped."""
+    """Every process of the ranks has ended and was reaped, and none is left on the pod's devices."""
+
+
+@dataclass(frozen=True)
+class DeviceHeld:
+    """All have ended, and these devices still have a process on them. Told again while it is so."""
+
+    devices: Tuple[str, ...]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -392,7 +402,7 @@ class Timer:
 Event = Union[
     WorldSeen, WorldMissing, ApiLost, ApiBack, Unauthorized, StoreOpened, StoreReady, MemberHello, MemberStatus,
     MemberBeat, MemberAsks, MemberGone, Linked, Unlinked, GangSeen, TablePart, RankExited, RanksGone, RanksLeft,
-    RanksJoined, ProgressSeen, HangSeen, HangOver, PairChecked, Terminate, Timer,
+    RanksJoined, ProgressSeen, HangSeen, HangOver, PairChecked, DeviceHeld, Terminate, Timer,
 ]
 
 # Actions --------------------------------------------------------------------------------------------------------------

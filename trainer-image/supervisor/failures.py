@@ -7,6 +7,7 @@ import re
 import signal
 from typing import List, NamedTuple, Optional, Sequence
 
+SUSPECT_DEVICE = 76  # this pod should have other devices
 CONFIGURATION = 78  # exit code of a program that was given something it cannot work with
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")
 EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit|Warning|Failure|Timeout)\b(?::.*)?$")

@@ -16,6 +16,7 @@ from supervisor import ranktable
 from supervisor.api import Api
 from supervisor.copies.process import CopierProcess
 from supervisor.core import Core
+from supervisor.devicecheck import DeviceCheck
 from supervisor.forkserver import Forked, ForkServer
 from supervisor.logs import Logs
 from supervisor.paircheck import PairCheck
@@ -49,8 +50,10 @@ class Loop:
         self._forks = ForkServer(program, environment.get("TRAINYARD_PRELOAD", ""), base_environment(environment),
                                  scratch, self._logs)
         self._forks_link: Optional[socket.socket] = None
-        self._ranks = Ranks(program, me, environment, scratch, self._logs, self.post, self._protected, self._forks,
-                            RegroupLines(self._selector, scratch, self._logs.say) if me.keeps else None)
+        lines = RegroupLines(self._selector, scratch, self._logs.say) if me.keeps else None
+        self._ranks = Ranks(program, me, environment, scratch, self._logs, self._ranks_say, self._protected,
+                            self._forks, lines)
+        self._devices = DeviceCheck(environment, me.ranks, scratch, self.post, self._logs.say)
         self._check = PairCheck(program, base_environment(environment), scratch, self._logs, self.post)
         self._torch = TorchStore(me.pod_ip, program, lambda: free_port(six), self._logs.say, me.runtime == "torch")
         self._environment = environment
@@ -65,7 +68,14 @@ class Loop:
         self._termination_log = environment.get("TRAINYARD_TERMINATION_LOG", "/dev/termination-log")
 
     def _protected(self) -> "set[int]":
-        return self._torch.pids() | self._forks.pids() | self._copier.pids()
+        return self._torch.pids() | self._forks.pids() | self._copier.pids() | self._devices.pids()
+
+    def _ranks_say(self, event: e.Event) -> None:
+        """Ranks are gone when their devices are free as well."""
+        if isinstance(event, e.RanksGone):
+            self._devices.begin()
+        else:
+            self.post(event)
 
     # From other threads and signal handlers ---------------------------------------------------------------------------
 
@@ -120,8 +130,8 @@ class Loop:
     def _timeout(self) -> Optional[float]:
         if self._events or self._children_ended or self._forward:
             return 0
-        due: List[Optional[float]] = [self._core.deadline(), self._ranks.deadline(), self._forks.deadline(),
-                                      self._copier.deadline(), self._check.deadline()]
+        parts = (self._core, self._ranks, self._forks, self._copier, self._check, self._devices)
+        due: List[Optional[float]] = [part.deadline() for part in parts]
         due += [part.deadline() for part in (self._server, self._link) if part is not None]
         soonest = min((at for at in due if at is not None), default=None)
         return None if soonest is None else max(0.0, soonest - time.monotonic())
@@ -135,6 +145,7 @@ class Loop:
         self._forks_told(self._forks.step())
         self._copier.step()
         self._check.step()
+        self._devices.step()
         self._ranks.step()
         for part in (self._server, self._link):
             if part is not None:
@@ -150,6 +161,8 @@ class Loop:
             self._copier.open(event.world.token)  # a spare's, too: it may be needed at once
         for action in self._core.handle(event, time.monotonic(), time.time()):
             ACTIONS[type(action)](self, action)
+        if self._core.leaving is not None:
+            self._devices.abandon()  # nobody starts here any more
 
     def _woken(self, _mask: int) -> None:
         try:
@@ -217,6 +230,7 @@ class Loop:
         self._torch_ended(pid, status)
         self._copier.ended(pid)
         self._check.ended(pid, status)
+        self._devices.ended(pid, status)
 
     def _torch_ended(self, pid: int, status: int) -> None:
         self._ready(self._torch.ended(pid, status))

@@ -28,7 +28,7 @@ class Machine:
         self.world: Optional[e.World] = None
         self.world_gone = False  # it was deleted, and with it perhaps the job
         self.run: e.Run = (0, 0)
-        self.alive = False  # processes of a run may exist
+        self.alive = me.devices  # processes of a run may exist; on devices, of the pod that had them before
         self.leaving: Optional[int] = None  # exit code
         self.fenced = False
         self.terminating = False

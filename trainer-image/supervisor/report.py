@@ -138,6 +138,8 @@ class Report:
         }
         if failure.hang:
             spec["hang"] = True
+        if failure.devices:
+            spec["devices"] = [device[:63] for device in failure.devices[:64]]
         if failure.step is not None:
             spec["step"] = failure.step
         if failure.at:

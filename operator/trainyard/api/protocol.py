@@ -121,6 +121,8 @@ class Failure(Lenient):
     """When it ended, or was last seen to make progress."""
     hang: bool = False
     """It did not end by itself: its process could not run any more (stopped, or in an uninterruptible wait)."""
+    devices: Annotated[list[Annotated[str, Field(max_length=63)]], Field(max_length=64)] = Field(default_factory=list)
+    """No rank was started: these devices of the pod still had a process on them 20 s after the last one had ended."""
 
 
 class Position(Lenient):

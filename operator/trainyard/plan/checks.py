@@ -31,7 +31,8 @@ def check_failed(turn: Turn) -> Turn:
     until = stamp(turn.now + timedelta(seconds=AVOID_SECONDS))
     avoid = tuple(Avoid(node=pod.node, reason=words[:4096], until=until) for pod in pods if pod.node)
     turn = turn.emit("Warning", KIND, shorten(words, 1000))
-    return turn.with_faults(Fault(KIND, words, turn.now, frozenset(pod.index for pod in pods), "free", avoid))
+    lost = frozenset(pod.index for pod in pods)
+    return turn.with_faults(Fault(KIND, words, turn.now, lost, "free", avoid, takes_over=True))
 
 
 def check_passed(turn: Turn) -> Turn:

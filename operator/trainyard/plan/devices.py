@@ -21,6 +21,7 @@ SAY_SECONDS = 1.0  # kubelet may tell of a fault before NodeDevices says how bad
 AVOID_SECONDS = 600.0  # the node of a faulty device is used when there is no other; the device itself is the agent's
 LEAST_SECONDS = 10.0  # an entry of status.avoid is shown at least this long
 NO_CODE = "kubelet says that it is unhealthy"
+HELD = "not free: "  # told by the pod itself, before its ranks start; the node's agent sees nothing wrong
 REFUND_SECONDS = 60.0  # a rank may fail of its device before anybody has noticed the device
 KEPT = 64  # of status.deviceFaults
 
@@ -53,6 +54,7 @@ def devices(turn: Turn) -> Turn:
         broken, wait = _broken(turn, index, pod)
         if wait:
             turn = turn.look_again(wait)
+        broken = broken or _held(turn, index, pod)
         if broken:
             turn = _fault(turn, index, pod, broken)
             if turn.stopped:
@@ -93,6 +95,14 @@ def _broken(turn: Turn, index: int, pod: PodView) -> tuple[list[Broken], float]:
     return found, wait
 
 
+def _held(turn: Turn, index: int, pod: PodView) -> list[Broken]:
+    """The pod's devices on which its supervisor still finds a process, although its ranks have ended."""
+    told = next((report.spec.failure for report in turn.gang.reports if report.spec.index == index), None)
+    if told is None:
+        return []
+    return [Broken(index, pod.name, pod.node or "", name, "", HELD + told.reason) for name in told.devices]
+
+
 def _of_resource(turn: Turn, node: str, pod: PodView) -> tuple[Device, ...]:
     """Devices of the node's NodeDevices, if they are of the kind that the pod has."""
     told = turn.snap.devices.get(node)
@@ -129,7 +139,8 @@ def _fault(turn: Turn, index: int, pod: PodView, broken: list[Broken]) -> Turn:
     if not turn.gang.formed:
         turn = turn.emit("Warning", KIND, shorten(culprit, 1000))  # no recovery tells of it
     refund = not blamed and _counted_before_its_device_was_known(turn, pod)
-    return turn.with_faults(Fault(KIND, culprit, turn.now, frozenset({index}), weight, avoid, refund))
+    held = any(one.why.startswith(HELD) for one in broken)
+    return turn.with_faults(Fault(KIND, culprit, turn.now, frozenset({index}), weight, avoid, refund, takes_over=held))
 
 
 def _counted_before_its_device_was_known(turn: Turn, pod: PodView) -> bool:
@@ -176,7 +187,7 @@ def _remembered(turn: Turn) -> Turn:
         device = told.device(entry.device) if told and entry.device else None
         if device is not None and entry.reason == NO_CODE and device.code:
             turn, entry = _named(turn, entry, device)
-        if device is not None and device.usable:
+        if device is not None and device.usable and not entry.reason.startswith(HELD):
             if shown >= LEAST_SECONDS:
                 continue
             turn = turn.look_again(LEAST_SECONDS - shown)

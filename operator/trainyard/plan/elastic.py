@@ -31,7 +31,7 @@ def _shrunk(turn: Turn) -> Turn:
     if left > 0:
         return turn.look_again(left)
     words = f"no replacement for {len(missing)} of {turn.gang.size} pods within {limit} s"
-    return turn.with_faults(Fault("Shrunk", words, turn.now, weight="planned"))
+    return turn.with_faults(Fault("Shrunk", words, turn.now, weight="planned", takes_over=True))
 
 
 def _grown(turn: Turn) -> Turn:

@@ -101,6 +101,8 @@ def _formed_at(snap: Snapshot, world: WorldSpec | None, reports: tuple[Report, .
 
 def _proves_formed(report: Report) -> bool:
     spec = report.spec
+    if spec.failure is not None and spec.failure.devices:
+        return False  # it was kept from joining
     return bool(spec.formed_at) or spec.kind in ("Formed", "RankFailed", "Finished", "Drained") or bool(spec.progress)
 
 

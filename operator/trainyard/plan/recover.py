@@ -6,7 +6,7 @@ from typing import Any
 
 from trainyard.api.protocol import Cause, Master, WorldSpec
 from trainyard.plan.conditions import shorten
-from trainyard.plan.gang import highest_incarnation
+from trainyard.plan.gang import PLANNED, highest_incarnation
 from trainyard.plan.restarts import known_step
 from trainyard.plan.seats import places_of, seated
 from trainyard.plan.times import fine_stamp
@@ -84,7 +84,7 @@ def _cause(turn: Turn, world: WorldSpec) -> Cause:
     total = before.total + _adds(turn, first)
     if _folds(turn, first):
         update: dict[str, object] = {"total": total, "counted": counted}
-        if first.kind in ("Shrunk", "CheckFailed"):  # the same recovery goes on, and is told by what became of it
+        if first.takes_over and before.kind not in PLANNED:
             update |= {"kind": first.kind, "culprit": shorten(f"{first.culprit}; {before.culprit}", 512)}
         return before.model_copy(update=update)
     return Cause(

@@ -40,6 +40,7 @@ class Fault:
     happened: datetime | None = None  # where a pod could tell
     text: str = ""  # evidence: stacks, last lines
     loop: Loop | None = None  # a rank's failure, a hang without a culprit: how often it was this one
+    takes_over: bool = False  # the recovery under way goes on, and is told by this from now on
     check: bool = False  # nodes are checked in pairs before ranks start again
 
 

@@ -278,3 +278,65 @@ def test_refusals_come_ever_further_apart() -> None:
     assert min(gaps[-5:]) >= 29
     assert find(case.snap.status, "Failed") is None
     assert case.world_spec.cause.counted == 0
+
+
+# A device that its pod finds in use before any rank starts ------------------------------------------------------------
+
+
+def not_free(case: Case, index: int = 1, **changes: Any) -> Case:
+    """The supervisor of an index says that device 3 still has a process on it."""
+    failure = {"devices": ["Ascend910-3"], "reason": "Ascend910-3 (process 77) still in use"} | changes
+    return case.report(index, "RankFailed", failure=rank_failure(76).model_copy(update=failure))
+
+
+def recovering(failed: int = 0) -> Case:
+    """A rank of an index has failed; the next generation has not formed."""
+    case = training().report(failed, "RankFailed", failure=rank_failure(-9, reason="SIGKILL"))
+    return case.applied().settled().after(25)
+
+
+def test_a_device_that_is_not_free_is_a_device_fault_of_the_recovery_under_way() -> None:
+    case = not_free(recovering())
+    made = case.plan()
+    world = world_of(made)
+    assert (world.generation, world.incarnations) == (3, {"1": 2})
+    assert (world.cause.kind, world.cause.total, world.cause.counted) == ("DeviceFault", 1, 1)
+    assert [delete.name for delete in of_type(made, DeletePod)] == ["j-1-1"]
+    assert [pod.node != "n1" for pod in of_type(made, CreatePod)] == [True]
+    (recovery,) = made.status.recoveries
+    assert (recovery.cause, recovery.generation) == ("DeviceFault", 3)
+    assert recovery.culprit.startswith("device Ascend910-3: not free: Ascend910-3 (process 77) still in use; node n1, "
+                                       "pod j-1-1; rank 3 of pod j-0-1 ended with SIGKILL")
+    (avoid,) = made.status.avoid
+    assert (avoid.node, avoid.device) == ("n1", "Ascend910-3")
+    assert [event.message for event in made.events if event.reason == "DeviceFault"] == [
+        "device Ascend910-3: not free: Ascend910-3 (process 77) still in use; node n1, pod j-1-1"]
+
+
+def test_the_agent_sees_nothing_wrong_with_it_and_it_is_avoided_all_the_same() -> None:
+    case = with_devices(not_free(recovering()), held(1)).applied()
+
+    def devices_after(seconds: float) -> list[str]:
+        return [entry.device for entry in case.after(seconds).plan().status.avoid if entry.device]
+
+    assert devices_after(300) == ["Ascend910-3"]
+    assert not devices_after(601)
+
+
+def test_the_rank_whose_own_device_is_not_free_afterwards_is_not_counted() -> None:
+    world = world_of(not_free(recovering(failed=1)).plan())
+    assert (world.cause.kind, world.cause.counted, world.incarnations) == ("DeviceFault", 0, {"1": 2})
+
+
+def test_a_device_that_was_not_free_at_the_first_start_is_no_recovery() -> None:
+    made = not_free(placed().started().settled()).plan()
+    world = world_of(made)
+    assert (world.cause.kind, world.cause.total, world.incarnations) == ("Start", 0, {"1": 2})
+    assert not made.status.recoveries
+    assert [event.reason for event in made.events].count("DeviceFault") == 1
+
+
+def test_a_spare_takes_the_place_of_a_pod_whose_device_is_not_free() -> None:
+    case = training(2, spareNodes=1).settled().started().settled()
+    case = case.report(0, "RankFailed", failure=rank_failure(-9)).applied().settled().after(25)
+    assert world_of(not_free(case).plan()).places == {"1": 2}
