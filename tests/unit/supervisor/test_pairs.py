@@ -26,6 +26,7 @@ def test_the_plan(members: list[int], plan: list[list[Pair]]) -> None:
     assert rounds(members) == plan
 
 
+@settings(deadline=None)
 @given(st.integers(3, 60))
 def test_everybody_meets_two_others_and_nobody_two_at_once(count: int) -> None:
     plan = rounds(range(count))
@@ -64,7 +65,7 @@ def test_the_verdict(count: int, bad: set[int], culprits: list[int], words: str)
     assert len(made.reason) < 1024
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(3, 40), st.sets(st.integers(0, 39), min_size=1, max_size=4), st.booleans())
 def test_nobody_who_is_well_is_blamed(count: int, bad: set[int], silent: bool) -> None:
     assume(max(bad) < count)
