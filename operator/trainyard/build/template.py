@@ -13,6 +13,7 @@ from trainyard.placement.quantities import whole
 
 ROOT = "spec.template"
 POD = f"{ROOT}.spec"
+SWITCHES = frozenset({"TRAINYARD_INJECT", "TRAINYARD_SURVIVORS"})  # docs/faults.md, docs/recovery.md: people set them
 CHECKPOINT_PATH = "/checkpoint"
 MEMORY_PATH = "/dev/shm/trainyard"  # copies of state
 CONFIG_PATH = "/etc/trainyard"
@@ -132,7 +133,7 @@ def _check_trainer(trainer: Mapping[str, Any], path: str, spec: TrainingJobSpec)
     if trainer.get("restartPolicy") is not None:
         raise InvalidTemplate(f"{path}.restartPolicy", "cannot be set: the supervisor restarts its ranks itself")
     for index, variable in enumerate(keyed(_given(trainer, "env"), "name", f"{path}.env")):
-        if str(variable["name"]).startswith("TRAINYARD_"):
+        if str(variable["name"]).startswith("TRAINYARD_") and variable["name"] not in SWITCHES:
             why = f"{variable['name']}: names that begin with TRAINYARD_ are Trainyard's own"
             raise InvalidTemplate(f"{path}.env[{index}].name", why)
     taken = {CONFIG_PATH: "Trainyard's own files", SUPERVISOR_PATH: "Trainyard's own files"}
