@@ -80,7 +80,7 @@ CASES = (
     Case("12", "a rank slowed three times for a minute and more", faults.slow_rank(1), (), total=0,
          seconds=faults.NAMED_WITHIN, check=faults.straggler_is_named),
     Case("13", "SIGKILL of a rank, then of the leading operator", faults.kill_rank_and_operator, ("RankFailed",),
-         counted=1),
+         counted=1, lost=1),
     Case("14", "SIGKILL of a rank while the API server is away for 30 s", nodes.kill_rank_without_api, ("RankFailed",),
          told=False, total=0, aim=3.0, beyond="1", seconds=nodes.AWAY, check=nodes.told_without_api),
     Case("15", "two of three nodes cut from the network at once", nodes.cut(2), LOST_NODE, lost=3 * EVERY,
