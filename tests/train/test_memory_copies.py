@@ -90,7 +90,7 @@ def pods() -> Iterator[Pods]:
 
 @pytest.fixture
 def config(config: dict[str, Any]) -> dict[str, Any]:
-    return {**config, "steps": STEPS, "export": False}
+    return {**config, "steps": STEPS, "export": False, "parallel": {"data": 1, "shard": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +101,12 @@ def undisturbed() -> dict[str, dict[int, str]]:
 
 def expected(tmp_path: Path, config: dict[str, Any], known: dict[str, dict[int, str]], ranks: int = 4
              ) -> dict[int, str]:
-    if str(ranks) not in known:
+    key = f"{ranks} {config['parallel']}"
+    if key not in known:
         ended = train(tmp_path / "undisturbed", config, ranks=ranks)
         assert ended.codes == [0] * ranks, ended.text
-        known[str(ranks)] = ended.losses
-    return known[str(ranks)]
+        known[key] = ended.losses
+    return known[key]
 
 
 def kill_at(tmp_path: Path, config: dict[str, Any], pods: Pods, step: int, **settings: Any) -> tuple[Ended, int]:
@@ -164,6 +165,29 @@ def test_the_other_pod_may_go_after_the_buddies_were_filled_again(
         ended = gang.wait()
     assert ended.codes == [0] * 4, ended.text
     assert ended.losses == {step: loss for step, loss in wanted.items() if step > resumed_from(ended)}
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_pods_state_comes_from_the_replicas(tmp_path: Path, config: dict[str, Any], pods: Pods, lost: int,
+                                                   undisturbed: dict[str, dict[int, str]]) -> None:
+    config = {**config, "parallel": {"data": 2, "shard": 2}}
+    wanted = expected(tmp_path, config, undisturbed)
+    kill_at(tmp_path, config, pods, 6)
+    assert json.loads((tmp_path / "first" / "progress-0.json").read_text())["protection"] == "Node"
+    assert not [path for folder in pods.folders for path in folder.glob("held/*/*")], "no copies were sent"
+    pods.replace(lost)
+    ended = go_on(tmp_path, config, pods)
+    assert ended.codes == [0] * 4, ended.text
+    first = resumed_from(ended)
+    assert first >= 6
+    assert ended.losses == {step: loss for step, loss in wanted.items() if step > first}
+
+
+def test_replicas_on_one_node_are_no_copies(tmp_path: Path, config: dict[str, Any], pods: Pods) -> None:
+    pods.one_node = True
+    kill_at(tmp_path, {**config, "parallel": {"data": 2, "shard": 2}}, pods, 3)
+    assert json.loads((tmp_path / "first" / "progress-0.json").read_text())["protection"] == "Pod"
+    assert list(pods.folders[1].glob("held/*/0.*"))
 
 
 def test_a_damaged_copy_is_passed_over_for_the_buddys(tmp_path: Path, config: dict[str, Any], pods: Pods,

@@ -81,7 +81,8 @@ class Keeper:
                     layout, _, rest = name.partition("/")
                     found.append({"kind": kind, "name": name, "layout": layout, "rank": int(rest.partition(".")[0]),
                                   "step": seal["step"], "run": seal["run"], "number": seal["number"],
-                                  "world": slot.header["world"], "model": slot.header.get("model", "")})
+                                  "world": slot.header["world"], "model": slot.header.get("model", ""),
+                                  "replicas": slot.header.get("replicas", [1, 1])})
                 slot.close()
         return found
 

@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from trainer.checkpoint.replicas import Replicas
+
+ALONE = Replicas()
+
 
 class Buddies:
     """The pods of a gang as those that hold each other's copies."""
 
-    def __init__(self, pods: Sequence[int], hosts: Sequence[str], copies: int, apart: bool = True) -> None:
+    def __init__(self, pods: Sequence[int], hosts: Sequence[str], copies: int, apart: bool = True,
+                 replicas: Replicas = ALONE) -> None:
         """`pods` has the first rank of each rank's pod, `hosts` the node of each rank. With `apart` pods on other nodes
-        come first; if no node holds more than half of the pods, each pod then holds as many copies as without."""
+        come first; if no node holds more than half of the pods, each pod then holds as many copies as without. Nodes
+        with replicas come after those that have nothing of a rank's state."""
         self._pods, self._hosts, self._copies, self._apart = pods, hosts, copies, apart
         self._ranks: dict[int, list[int]] = {}
+        self._known: dict[int, set[str]] = {}  # by pod
         first: dict[str, int] = {}
         for rank, (pod, host) in enumerate(zip(pods, hosts, strict=True)):
             self._ranks.setdefault(pod, []).append(rank)
+            self._known.setdefault(pod, set()).update(replicas.hosts(rank, hosts))
             first.setdefault(host, rank)
         self._order = sorted(self._ranks, key=lambda pod: (first[hosts[pod]], pod))  # those of a node side by side
         self._places = {pod: number for number, pod in enumerate(self._order)}
@@ -48,6 +56,7 @@ class Buddies:
         hosts, used = self._hosts, Counter[str]()
         chosen: list[int] = []
         if self._apart:
+            used.update(self._known[pod])
             used[hosts[pod]] = len(self._order)  # last
             for other in self._others(pod) if self._copies else ():
                 if not used[hosts[other]]:

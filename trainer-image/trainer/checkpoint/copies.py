@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trainer.checkpoint.memory import Memory, Rhythm, Unavailable, layout_digest
+from trainer.checkpoint.replicas import Replicas
 from trainer.config import MemoryWish
 from trainer.distributed import Gang
 from trainer.errors import ConfigError
@@ -25,7 +26,7 @@ def open_memory(asked: MemoryWish | None, gang: Gang, layout: Any, identity: dic
     model = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     try:
         return Memory(asked.folder, gang, layout_digest(gang.world_size, layout, identity), model, generation,
-                      asked.copies, Rhythm(every, copy_every), durable)
+                      asked.copies, Rhythm(every, copy_every), durable, Replicas.of_layout(layout))
     except Unavailable as error:
         warn(f"no copies in memory: {error}")
         return None

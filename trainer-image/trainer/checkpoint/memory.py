@@ -27,8 +27,9 @@ from supervisor.copies.slot import Damaged, Slot
 from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
 from torch.distributed.tensor import DTensor
 
-from trainer.checkpoint.buddies import Buddies
+from trainer.checkpoint.buddies import ALONE, Buddies
 from trainer.checkpoint.copier import Copier
+from trainer.checkpoint.replicas import Replicas
 from trainer.checkpoint.saver import State
 from trainer.distributed import Gang, gather
 from trainer.errors import ConfigError
@@ -155,10 +156,10 @@ class Memory:
     """This rank's copies."""
 
     def __init__(self, folder: Path, gang: Gang, layout: str, model: str, run: str, copies: int | None,
-                 rhythm: Rhythm, durable: bool = False) -> None:
+                 rhythm: Rhythm, durable: bool = False, replicas: Replicas = ALONE) -> None:
         """`layout`: a digest of all that decides who holds what; `model`: of what the tensors mean; `copies`: None if
-        fewer will do; `durable`: checkpoints are written from here, too. Raises Unavailable on every rank if one
-        cannot, ConfigError for more copies than other pods."""
+        fewer will do; `durable`: checkpoints are written from here, too. Replicas on other nodes count as copies.
+        Raises Unavailable on every rank if one cannot, ConfigError for more copies than other pods."""
         self.gang = gang
         self.folder = folder
         self.layout = layout
@@ -201,9 +202,12 @@ class Memory:
         if copies is not None and copies > others:
             raise ConfigError(f"checkpoint.memory.copies should be at most {others}, the number of other pods, found "
                               f"{copies}")
-        self._copies = min(1, others) if copies is None else copies
-        self._buddies = Buddies(self._pods, self._hosts, self._copies)
-        if self._copies == 0:
+        wanted = min(1, others) if copies is None else copies
+        self._replicas = replicas
+        self._replicated = min(len(replicas.hosts(rank, self._hosts)) for rank in range(gang.world_size))
+        self._copies = max(0, wanted - self._replicated)
+        self._buddies = Buddies(self._pods, self._hosts, self._copies, replicas=replicas)
+        if wanted == 0:
             rhythm.buddy = rhythm.buddy or rhythm.own
 
     def share(self) -> tuple[int, int]:
@@ -218,7 +222,12 @@ class Memory:
     @property
     def outlive_node(self) -> bool:
         """Whether the copies, where there are any, outlive the loss of a node."""
-        return self._buddies.outlive_node
+        return self._replicated > 0 or self._buddies.outlive_node
+
+    @property
+    def guarded(self) -> bool:
+        """Whether this rank's state is, or will be, in other pods, too."""
+        return self._replicated > 0 or bool(self.buddies())
 
     @property
     def protection(self) -> str:
@@ -235,6 +244,7 @@ class Memory:
         rank if memory does not suffice at one."""
         self._pieces, size = pieces(state)
         header = {"world": self.gang.world_size, "rank": self.gang.rank, "model": self.model,
+                  "replicas": [self._replicas.count, self._replicas.stride],
                   "tensors": [piece.dump() for piece, _ in self._pieces]}
         count = self._fit(size) + self.pins
         problem = ""
@@ -285,7 +295,7 @@ class Memory:
         free = int(min(free for _, free, _ in answers) * SHARE)
         beside_others = int(min(free for _, _, free in answers) * SHARE)
         same = self.rhythm.decided and self.rhythm.own == self.rhythm.buddy
-        near = Buddies(self._pods, self._hosts, self._copies, apart=False)
+        near = Buddies(self._pods, self._hosts, self._copies, apart=False, replicas=self._replicas)
         # Without a slot to pin the rank itself makes a copy while a checkpoint is written, outside of this mount.
         each = [(2, self.pins)] if same else [(3, self.pins), (2, self.pins)]
         each += [(2, False)] if self.pins else []
@@ -354,7 +364,7 @@ class Memory:
             self._number = seal["number"]
             self._sent_slot, self._sent_beside = slot, self.rotation.agreed
             self._sent_at = time.monotonic()
-            if self.buddies():
+            if self.guarded:  # if only by replicas, the copier still notes the sum
                 self._tell()
 
     def _write(self, step: int, training: dict[str, Any], run: str) -> int | None:
@@ -422,7 +432,7 @@ class Memory:
 
     def behind(self) -> float:
         """For the all-reduce: 1 if something that was sent has not arrived yet, GIVEN_UP if it does not seem to."""
-        if self.rotation.sent is None or not self.buddies():
+        if self.rotation.sent is None or not self.guarded:
             return 0.0
         (number,) = struct.unpack("<Q", os.pread(self._ack, 8, 0))
         if not self.rotation.behind(self.rotation.sent if number == self._number else None):
@@ -444,7 +454,7 @@ class Memory:
             if not self._forgotten:
                 self._forgotten = True
                 self._errands.put(lambda: self._teller.try_to("keep", layout=self.layout))
-            if self.buddies():
+            if self.guarded:
                 self.memory_step = arriving
 
     def decide(self, seconds_per_step: float) -> None:

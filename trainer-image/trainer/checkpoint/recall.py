@@ -25,6 +25,7 @@ from torch.futures import Future
 
 from trainer.checkpoint.copier import FETCHES, Copier
 from trainer.checkpoint.memory import Memory, Piece, view
+from trainer.checkpoint.replicas import Replicas
 from trainer.checkpoint.saver import State, reason
 from trainer.distributed import gather
 
@@ -42,12 +43,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Recall:
-    """A step whose whole state is in memory: a copy of every rank of the run that took it."""
+    """A step whose whole state is in memory: a copy of every rank of the run that took it, or of a replica of it."""
 
     step: int
     run: str
     layout: str
-    sources: tuple[tuple[Source, ...], ...]  # by rank of that run; own copies first
+    sources: tuple[tuple[Source, ...], ...]  # by rank of that run; its own copies first, then its replicas'
 
 
 def find(memory: Memory) -> list[Recall]:
@@ -60,20 +61,26 @@ def find(memory: Memory) -> list[Recall]:
 
 
 def complete(entries: Sequence[tuple[str, dict[str, Any]]]) -> list[Recall]:
-    """Sets with a copy of every rank, newest step first, of the same step the newest run first."""
+    """Sets with a copy of every rank's state, newest step first, of the same step the newest run first."""
     sets: dict[tuple[int, str, str], dict[int, list[Source]]] = defaultdict(lambda: defaultdict(list))
-    sizes: dict[tuple[int, str, str], int] = {}
+    sizes: dict[tuple[int, str, str], tuple[int, Replicas]] = {}
     for address, entry in entries:
         key = entry["step"], entry["run"], entry["layout"]
-        sizes[key] = entry["world"]
-        sets[key][entry["rank"]].append(Source(entry["rank"], address, entry["kind"], entry["name"], entry["number"]))
+        replicas = Replicas(*entry.get("replicas", ()))
+        sizes[key] = entry["world"], replicas
+        sets[key][replicas.first(entry["rank"])].append(
+            Source(entry["rank"], address, entry["kind"], entry["name"], entry["number"]))
     found = []
-    for (step, run, layout), ranks in sets.items():
-        if set(ranks) == set(range(sizes[step, run, layout])):
-            ordered = tuple(tuple(sorted(ranks[rank], key=lambda source: (source.kind != "own", source.address)))
-                            for rank in range(len(ranks)))
+    for (step, run, layout), states in sets.items():
+        world, replicas = sizes[step, run, layout]
+        if all(replicas.first(rank) in states for rank in range(world)):
+            ordered = tuple(_ordered(states[replicas.first(rank)], rank) for rank in range(world))
             found.append(Recall(step, run, layout, ordered))
     return sorted(found, key=lambda one: (one.step, [int(part) for part in one.run.split(".")]), reverse=True)
+
+
+def _ordered(sources: Sequence[Source], rank: int) -> tuple[Source, ...]:
+    return tuple(sorted(sources, key=lambda source: (source.rank != rank, source.kind != "own", source.address)))
 
 
 def load(memory: Memory, recall: Recall, state: State) -> dict[str, Any] | None:

@@ -90,8 +90,10 @@ class Gang(RuleBasedStateMachine):
     is looked at."""
 
     @initialize(ranks=st.integers(2, 4), slots=st.integers(2, 3), every=st.integers(1, 3), ratio=st.integers(1, 3),
-                spare=st.integers(0, 1))
-    def start(self, ranks: int, slots: int, every: int, ratio: int, spare: int) -> None:
+                spare=st.integers(0, 1), replicas=st.booleans())
+    def start(self, ranks: int, slots: int, every: int, ratio: int, spare: int, replicas: bool) -> None:
+        self.replicas = replicas  # 0 and 1 hold the same state, in two pods, and 2 and 3; nothing is sent
+        ranks -= ranks % 2 if replicas else 0
         self.every, self.buddy_every, self.spare = every, every * ratio, spare
         self.members = [Member(Rotation([None] * (slots + spare), spare=spare), [None] * 2,
                                content=[None] * (slots + spare)) for _ in range(ranks)]
@@ -115,7 +117,10 @@ class Gang(RuleBasedStateMachine):
             member = self.members[number % len(self.members)]
             if member.on_the_way is not None:
                 step, keep = member.on_the_way
-                if member.arriving:
+                if self.replicas:
+                    member.acknowledged = step  # its sum is noted
+                    member.on_the_way = None
+                elif member.arriving:
                     member.held[member.place] = step
                     member.acknowledged = step
                     member.on_the_way = None
@@ -233,7 +238,9 @@ class Gang(RuleBasedStateMachine):
             there = []
             for number, member in enumerate(self.members):
                 have = set() if number == lost else self._own(member)
-                if (number + 1) % len(self.members) != lost:
+                if self.replicas:
+                    have |= set() if number ^ 1 == lost else self._own(self.members[number ^ 1])
+                elif (number + 1) % len(self.members) != lost:
                     have |= self._held(member)
                 there.append(have)
             common = max(set.intersection(*there), default=-1)
