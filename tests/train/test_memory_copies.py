@@ -20,7 +20,6 @@ from supervisor.copies.slot import Slot
 from train.gang import IMPORTS, Ended, Gang, train
 from trainer.checkpoint import folder as folders
 
-RANKS_A_POD = 2
 STEPS = 24
 
 
@@ -31,6 +30,7 @@ class Pods:
         self.folders: list[Path] = []
         self.copiers: list[subprocess.Popen[str]] = []
         self.one_node = False
+        self.ranks_each = 2
         for _ in range(number):
             self.folders.append(Path(tempfile.mkdtemp(prefix="trainyard-test-", dir="/dev/shm")))
             self.copiers.append(self._start(self.folders[-1]))
@@ -66,10 +66,10 @@ class Pods:
 
     def environment(self, every: str = "1", copy_every: str = "1") -> Callable[[int], dict[str, str]]:
         def of_rank(rank: int) -> dict[str, str]:
-            return {"LOCAL_RANK": str(rank % RANKS_A_POD), "LOCAL_WORLD_SIZE": str(RANKS_A_POD),
-                    "TRAINYARD_MEMORY": str(self.folders[rank // RANKS_A_POD]), "TRAINYARD_MEMORY_EVERY": every,
+            return {"LOCAL_RANK": str(rank % self.ranks_each), "LOCAL_WORLD_SIZE": str(self.ranks_each),
+                    "TRAINYARD_MEMORY": str(self.folders[rank // self.ranks_each]), "TRAINYARD_MEMORY_EVERY": every,
                     "TRAINYARD_MEMORY_COPY_EVERY": copy_every,
-                    "TRAINYARD_NODE": "node" if self.one_node else f"node-{rank // RANKS_A_POD}"}
+                    "TRAINYARD_NODE": "node" if self.one_node else f"node-{rank // self.ranks_each}"}
 
         return of_rank
 
@@ -111,7 +111,7 @@ def expected(tmp_path: Path, config: dict[str, Any], known: dict[str, dict[int, 
 
 def kill_at(tmp_path: Path, config: dict[str, Any], pods: Pods, step: int, **settings: Any) -> tuple[Ended, int]:
     """A first generation whose ranks all die some time after `step`; and the last step that it told of."""
-    with Gang(tmp_path / "first", [config] * 4, of_rank=pods.environment(), **settings) as gang:
+    with Gang(tmp_path / "first", [config] * 2 * pods.ranks_each, of_rank=pods.environment(), **settings) as gang:
         gang.wait_for(lambda progress: progress.get("memoryStep", 0) >= step)
         ended = gang.kill()
         return ended, int(gang.progress()["step"])
@@ -124,7 +124,8 @@ def resumed_from(ended: Ended) -> int:
 
 
 def go_on(tmp_path: Path, config: dict[str, Any], pods: Pods, name: str = "second", **settings: Any) -> Ended:
-    with Gang(tmp_path / name, [config] * 4, generation="2", of_rank=pods.environment(), **settings) as gang:
+    of_rank, ranks = pods.environment(), 2 * pods.ranks_each
+    with Gang(tmp_path / name, [config] * ranks, generation="2", of_rank=of_rank, **settings) as gang:
         return gang.wait()
 
 
@@ -167,25 +168,24 @@ def test_the_other_pod_may_go_after_the_buddies_were_filled_again(
     assert ended.losses == {step: loss for step, loss in wanted.items() if step > resumed_from(ended)}
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_pods_state_comes_from_the_replicas(tmp_path: Path, config: dict[str, Any], pods: Pods, lost: int,
+def test_a_lost_pods_state_comes_from_the_replicas(tmp_path: Path, config: dict[str, Any], pods: Pods,
                                                    undisturbed: dict[str, dict[int, str]]) -> None:
-    config = {**config, "parallel": {"data": 2, "shard": 2}}
-    wanted = expected(tmp_path, config, undisturbed)
+    config, pods.ranks_each = {**config, "parallel": {"data": 2, "shard": 1}}, 1
+    wanted = expected(tmp_path, config, undisturbed, ranks=2)
     kill_at(tmp_path, config, pods, 6)
     assert json.loads((tmp_path / "first" / "progress-0.json").read_text())["protection"] == "Node"
     assert not [path for folder in pods.folders for path in folder.glob("held/*/*")], "no copies were sent"
-    pods.replace(lost)
+    pods.replace(0)
     ended = go_on(tmp_path, config, pods)
-    assert ended.codes == [0] * 4, ended.text
+    assert ended.codes == [0, 0], ended.text
     first = resumed_from(ended)
     assert first >= 6
     assert ended.losses == {step: loss for step, loss in wanted.items() if step > first}
 
 
 def test_replicas_on_one_node_are_no_copies(tmp_path: Path, config: dict[str, Any], pods: Pods) -> None:
-    pods.one_node = True
-    kill_at(tmp_path, {**config, "parallel": {"data": 2, "shard": 2}}, pods, 3)
+    pods.one_node, pods.ranks_each = True, 1
+    kill_at(tmp_path, {**config, "parallel": {"data": 2, "shard": 1}}, pods, 3)
     assert json.loads((tmp_path / "first" / "progress-0.json").read_text())["protection"] == "Pod"
     assert list(pods.folders[1].glob("held/*/0.*"))
 
