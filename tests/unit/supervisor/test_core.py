@@ -574,9 +574,9 @@ def broken_without_api(attempts: int = 3) -> Pod:
     return pod
 
 
-def test_without_the_api_the_same_members_start_again_after_3_s() -> None:
+def test_without_the_api_the_same_members_start_again_after_2_5_s() -> None:
     pod = broken_without_api()
-    assert not found(pod.after(2.9), e.PrepareStore)
+    assert not found(pod.after(2.4), e.PrepareStore)
     did = pod.after(0.2)
     assert found(did, e.PrepareStore) == [e.PrepareStore((1, 1))]
     assert {action.gang.run for action in found(did, e.Tell)} == {(1, 1)}
