@@ -75,7 +75,7 @@ def _master(turn: Turn, lost: frozenset[int], members: tuple[int, ...]) -> Maste
 
 
 def _cause(turn: Turn, world: WorldSpec) -> Cause:
-    first = min(turn.faults, key=lambda fault: (WEIGHTS[fault.weight], fault.at))
+    first = min(turn.faults, key=lambda fault: (WEIGHTS[fault.weight], not fault.refund, fault.at))
     before = world.cause
     if first.refund:  # one fault, one recovery: it was known by its consequence so far
         known = {"kind": first.kind, "culprit": shorten(first.culprit, 512), "counted": max(0, before.counted - 1)}

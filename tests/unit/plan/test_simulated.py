@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from unit.plan.builders import condition
 from unit.plan.simulator import Cluster
@@ -66,6 +66,7 @@ def test_infrastructure_never_counts(faults: list[tuple[str, int, int]]) -> None
 
 @settings(max_examples=20, deadline=None)
 @given(faults_of(("device", "late device", "lost write")))
+@example([("late device", 1, 4), ("device", 0, 1)])  # both are told at once, and one was counted
 def test_devices_never_count_even_if_their_ranks_fail_first(faults: list[tuple[str, int, int]]) -> None:
     cluster = run(Cluster(), faults)
     assert cluster.status.restarts.counted == 0
