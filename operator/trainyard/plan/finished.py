@@ -54,7 +54,8 @@ def _clean(turn: Turn) -> Turn:
     if policy == "All":
         return removal(turn, turn.snap.pods)
     running = [pod for pod in turn.snap.pods if not pod.finished]
-    if policy == "None" or not running:
+    # They leave by themselves, unless somebody has deleted the World that would tell them to.
+    if not running or (policy == "None" and turn.world is not None):
         return turn
     ended = moment(turn.status.completion_time) or turn.now
     left = LEAVE_SECONDS - seconds_between(ended, turn.now)

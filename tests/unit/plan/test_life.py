@@ -211,6 +211,14 @@ def test_clean_pod_policy(policy: str, at_once: int, later: int) -> None:
     assert len(of_type(ended.after(31).plan(), DeletePod)) == later
 
 
+def test_pods_that_nobody_can_tell_of_the_end_are_removed_whatever_the_policy() -> None:
+    """A spare that could not be reached when the job ended, and a World that somebody has deleted since."""
+    case = training(cleanPodPolicy="None").report(0, "Finished")
+    ended = case.but(status=case.plan().status, world=None)
+    assert of_type(ended.plan(), DeletePod) == []
+    assert len(of_type(ended.after(31).plan(), DeletePod)) == 2
+
+
 def test_finished_pods_keep_their_logs() -> None:
     case = training().report(0, "Finished").applied()
     case = case.but(pods=tuple(replace(pod, phase="Succeeded", exit_code=0, started=False) for pod in case.snap.pods))
