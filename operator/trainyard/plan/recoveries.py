@@ -38,8 +38,10 @@ def _begun(turn: Turn) -> Turn:
         kept[-1] = kept[-1].model_copy(update=update)  # a second fault on the way, or what was behind the first
     else:
         happened = moment(cause.happened)
+        # An operator that died between World and status decided then, not when another comes to tell of it.
+        told_late = turn.snap.world is not None and turn.snap.world.spec.generation == world.generation
         decide = PhaseSeconds(detect=milliseconds_between(happened, at) if happened else None,
-                              decide=milliseconds_between(at, turn.now))
+                              decide=0 if told_late else milliseconds_between(at, turn.now))
         made = Recovery(
             at=fine_stamp(at), generation=world.generation, cause=cause.kind, culprit=cause.culprit,
             lost_steps=_lost(turn, cause.step), milliseconds=decide,

@@ -161,6 +161,20 @@ def test_the_phases_of_a_recovery_are_what_pods_and_operator_saw() -> None:
     assert ("recovery.restore", "RankFailed", 0.22) in done.metrics
 
 
+def test_a_leader_that_comes_late_tells_how_long_it_took_all_the_same() -> None:
+    """The one before wrote the World and died before the status; training went on meanwhile."""
+    case = training(step=27).after(2)
+    before = case.snap.status
+    seen = case.snap.now
+    case = case.report(1, "RankFailed", failure=rank_failure(-9, at=fine_stamp(seen))).settled().but(status=before)
+    told = {"step": 21, "first_step_at": fine_stamp(seen + timedelta(milliseconds=900))}
+    case = case.after(10).report(0, "Formed", formed_at=fine_stamp(seen + timedelta(milliseconds=100)),
+                                 progress=RankProgress.model_validate(told))
+    (recovery,) = case.plan().status.recoveries
+    assert recovery.milliseconds.decide == 0
+    assert recovery.milliseconds.total == 900
+
+
 def test_events_come_once() -> None:
     case = training().report(1, "RankFailed", failure=rank_failure(1))
     assert [event.reason for event in case.plan().events] == ["Recovering"]
