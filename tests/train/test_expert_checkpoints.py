@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from train.gang import train
+from train.gang import Gang, train
 from train.test_expert_load import MOVES, skewed  # noqa: F401  (a fixture)
+from train.test_memory_copies import Pods, pods  # noqa: F401  (a fixture)
 
 
 def test_checkpoints_carry_places(tmp_path: Path, skewed: dict[str, Any]) -> None:  # noqa: F811
@@ -33,3 +34,25 @@ def test_checkpoints_carry_places(tmp_path: Path, skewed: dict[str, Any]) -> Non
     ours, theirs = (load_file(tmp_path / name / "export" / "model.safetensors") for name in ("ck", "alone-ck"))
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, atol=2e-3, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["ranks", "pod"])
+def test_copies_in_memory_carry_places(tmp_path: Path, skewed: dict[str, Any], pods: Pods, lost: bool) -> None:  # noqa: F811
+    """Ranks, or a pod with its memory, are lost after experts have moved: every digit is that of the run without."""
+    pods.ranks_each = 1
+    steps = 8
+    asked = {**skewed, "steps": steps, "parallel": {"shard": 2, "expert": 2}, "experts": {"moveEvery": 1}}
+    right = train(tmp_path / "right", asked, 2).losses
+    with Gang(tmp_path / "first", [asked] * 2, of_rank=pods.environment()) as gang:
+        gang.wait_for(lambda progress: progress.get("memoryStep", 0) >= 3)
+        ended = gang.kill()
+    assert MOVES.findall(ended.out[0]), ended.text
+    if lost:
+        pods.replace(1)
+    with Gang(tmp_path / "second", [asked] * 2, generation="2", of_rank=pods.environment()) as gang:
+        ended = gang.wait()
+    assert ended.codes == [0, 0], ended.text
+    assert "copies in memory" in ended.out[0], ended.text
+    assert ended.losses
+    assert min(ended.losses) > 3
+    assert ended.losses == {step: right[step] for step in ended.losses}
