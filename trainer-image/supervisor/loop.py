@@ -17,10 +17,11 @@ from supervisor.api import Api
 from supervisor.copies.process import CopierProcess
 from supervisor.core import Core
 from supervisor.devicecheck import DeviceCheck
+from supervisor.files import read
 from supervisor.forkserver import Forked, ForkServer
 from supervisor.logs import Logs
 from supervisor.paircheck import PairCheck
-from supervisor.ranks import Ranks, base_environment, read
+from supervisor.ranks import Ranks, base_environment
 from supervisor.regroup import RegroupLines
 from supervisor.store import StoreLink, StoreServer
 from supervisor.torchstore import TorchStore, free_port

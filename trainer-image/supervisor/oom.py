@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import List
 
+from supervisor.files import read
+
 MOST = 1000  # the largest oom_score_adj
 
 
@@ -23,7 +25,7 @@ def first_to_go(pid: int) -> None:
 def oom_kills() -> int:
     """Processes of this container that the kernel has killed for want of memory; 0 where that cannot be read."""
     for path in _memory_files():
-        for line in _read(path).decode("utf-8", "replace").splitlines():
+        for line in read(path).decode("utf-8", "replace").splitlines():
             name, _, value = line.partition(" ")
             if name == "oom_kill" and value.strip().isdigit():
                 return int(value)
@@ -32,7 +34,7 @@ def oom_kills() -> int:
 
 def _memory_files() -> List[str]:
     own, own_v1 = "", ""
-    for line in _read("/proc/self/cgroup").decode("utf-8", "replace").splitlines():
+    for line in read("/proc/self/cgroup").decode("utf-8", "replace").splitlines():
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
         if number == "0":
             own = path.strip("/")
@@ -41,11 +43,3 @@ def _memory_files() -> List[str]:
     root = "/sys/fs/cgroup"
     return [os.path.join(root, own, "memory.events"), f"{root}/memory.events",
             os.path.join(root, "memory", own_v1, "memory.oom_control"), f"{root}/memory/memory.oom_control"]
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError:
-        return b""

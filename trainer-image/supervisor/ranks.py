@@ -27,6 +27,7 @@ from supervisor.events import (
     StartRanks,
     named,
 )
+from supervisor.files import read
 from supervisor.forkserver import Fork, Forked, ForkServer
 from supervisor.hangs import Hangs, Process
 from supervisor.logs import Logs, Tail
@@ -476,15 +477,6 @@ def _signal(send: Callable[[int, int], None], pid: int, number: int) -> None:
         pass  # it has ended meanwhile
     except PermissionError:
         pass  # it changed its user: it cannot be ours to stop
-
-
-def read(path: str) -> bytes:
-    """At most 256 KiB of a file that may not be there."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(1 << 18)
-    except OSError:
-        return b""
 
 
 def children() -> Set[int]:
