@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from chaos.scene import Scene
 from chaos.torchrun import Torchrun
 
 SETTLE = 8  # finished steps of a start before the next fault; a job takes three times as many a fault
+SETTLE_SECONDS = 20.0  # that a job lasts longer for its first fault: its status is written every 5 s, a spare imports
 START_SECONDS = 240  # a job may take to its first steps
 STEP_SECONDS = 5.0  # a step may take, on a machine that is not ours alone
 SAME = 0.3  # s that status may be off
@@ -78,7 +79,7 @@ class Driver:
 
     def _steps_while_it_lasts(self, case: Case, times: int) -> int:
         """Beyond those; with what the undisturbed run may not be compared, which would take as long."""
-        return math.ceil(1.3 * times * case.seconds / self._pace[case.nodes])
+        return math.ceil((1.3 * times * case.seconds + SETTLE_SECONDS) / self._pace[case.nodes])
 
     def _journal(self, prefix: str) -> Journal:
         cluster = self.yard.cluster
@@ -124,6 +125,7 @@ class Driver:
         environment = dict(case.environment(times)) if case.environment else None
         made = manifest(name, self.namespace, steps, case.nodes, environment, spareNodes=case.spares, **case.spec)
         small = SmallDisk(self.yard.cluster) if case.small_disk else contextlib.nullcontext()
+        self._cluster_is_whole()
         with small, self._journal(name) as journal:
             job = self.yard.api.apply(made)
             scene = Scene(self.yard, job, journal, len(result.recovered), self._devices)
@@ -182,9 +184,13 @@ class Driver:
 
         scene.wait("settled job", whole, START_SECONDS)
         scene.wait("warm spare", scene.spares_are_warm, START_SECONDS)
-        scene.wait("operator", lambda: len([pod for pod in self.yard.operator_pods() if _ready(pod)]) == 2, 60)
-        scene.wait("nodes", lambda: all(map(_usable, self.yard.api.core.list_node().items)), 60)
+        self._cluster_is_whole()
         return journal.step <= steps - self.settle
+
+    def _cluster_is_whole(self) -> None:
+        """Wait for an operator that leads, one in reserve, and every node."""
+        _until("operator", lambda: len([pod for pod in self.yard.operator_pods() if _ready(pod)]) == 2, 60)
+        _until("usable nodes", lambda: all(map(_usable, self.yard.api.core.list_node().items)), 60)
 
     def _fault(self, case: Case, scene: Scene) -> Recovered:
         before = scene.job.status()
@@ -299,11 +305,12 @@ class Driver:
         return made
 
 
-def _until(what: str, holds: object, seconds: float, journal: Journal) -> None:
+def _until(what: str, holds: Callable[[], object], seconds: float, journal: Journal | None = None) -> None:
     deadline = time.monotonic() + seconds
-    while not holds():  # type: ignore[operator]
+    while not holds():
         if time.monotonic() > deadline:
-            raise Timeout(f"no {what} within {seconds:.0f} s; journal:\n{journal.text()}")
+            told = f"; journal:\n{journal.text()}" if journal else ""
+            raise Timeout(f"no {what} within {seconds:.0f} s{told}")
         time.sleep(0.05)
 
 

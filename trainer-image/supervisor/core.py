@@ -7,7 +7,7 @@ from typing import Optional
 
 from supervisor import events as e
 from supervisor.failures import SUSPECT_DEVICE
-from supervisor.gang import Gang
+from supervisor.gang import FINAL, Gang
 from supervisor.survivors import Survivors
 
 SETTLE = 0.3  # s that the pod's other ranks get to end by themselves after a consequence, so that the root is named
@@ -187,8 +187,9 @@ class Core(Survivors):
         state = states[self.state]
         if self.alive and not self.kept and not self._checking and state in ("joining", "drained"):
             state = "stopping"
+        last = self._report.progress if state in FINAL and self.place == 0 else None
         status = e.Status(self.run[0], self.run[1], state, self._saved_step, self._saved, self.me.pod_ip, self._port,
-                          self._checked)
+                          self._checked, last)
         if status != self._status:
             self._status = status
             self._do(e.SendStatus(status))

@@ -188,6 +188,7 @@ class Status:
     host: str = ""
     port: int = 0  # place 0 only: a free port, for programs without torch's store
     checked: Optional[Checked] = None  # the last check in this run
+    progress: Optional[Mapping[str, Any]] = None  # finished or drained, of place 0: what rank 0 said last
 
     @property
     def run(self) -> Run:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from dataclasses import dataclass
-from typing import Counter, Dict, List, Optional, Set, Tuple
+from typing import Any, Counter, Dict, List, Mapping, Optional, Set, Tuple
 
 from supervisor import ranktable
 from supervisor.events import GangState, Hello, Run, Start, Status, StoreReady, World
@@ -217,6 +217,11 @@ class Gang:
             return None
         first = self._places.get(self.world.holder(0))
         return first.status.step if first is not None and first.status else None
+
+    def last_progress(self) -> Optional[Mapping[str, Any]]:
+        """What rank 0 said last, as its pod told with its end."""
+        first = self._places.get(self.world.holder(0))
+        return first.status.progress if first is not None and first.status else None
 
     def failed(self) -> List[int]:
         """Indices of members whose ranks have failed in this run."""

@@ -123,6 +123,7 @@ class Master(Checks):
             self._break(f"the supervisor of index {again[0]} has started anew", world.place(again[0]))
         if gang.ended and self._report.kind != gang.ended.capitalize() and gang.run == self.run:
             self._report.drained_step = gang.drained_step() if gang.ended == "drained" else None
+            self._report.progress = gang.last_progress() or self._report.progress
             if gang.ended == "finished" or world.phase == "Drain":
                 self._write(gang.ended.capitalize())
                 self._tell_all()

@@ -49,14 +49,14 @@ class Report:
         self._formed_at = ""
         self._hang: Optional[Dict[str, Any]] = None
         self.check: Optional[Dict[str, Any]] = None  # of nodes in pairs, on the master's pod
-        self._progress: Optional[Dict[str, Any]] = None
+        self.progress: Optional[Mapping[str, Any]] = None
         self._first_step_at = ""
         self._start: Optional[int] = None
 
     def begin(self, run: Run) -> None:
         """Another run: nothing said of the last one holds any more; warnings stay."""
         self._run, self.kind, self.missing, self.drained_step = run, "", [], None
-        self._failure, self._formed_at, self._progress, self._first_step_at = None, "", None, ""
+        self._failure, self._formed_at, self.progress, self._first_step_at = None, "", None, ""
         self._start, self._hang, self.lost, self.check = None, None, [], None
 
     def form(self, wall: float) -> None:
@@ -83,14 +83,14 @@ class Report:
 
     def newest_step(self) -> Optional[int]:
         """The step that rank 0's ranks saved last, as far as they said."""
-        if self._progress is None:
+        if self.progress is None:
             return None
-        step: int = self._progress.get("durableStep", self._progress["step"])
+        step: int = self.progress.get("durableStep", self.progress["step"])
         return step
 
     def take_progress(self, progress: Mapping[str, Any], warnings: Tuple[Tuple[str, str], ...], wall: float) -> bool:
         """Note what rank 0 says; True if it should be told at once."""
-        old = self._progress
+        old = self.progress
         known = [(warning["reason"], warning["message"]) for warning in self._warnings]
         for reason, message in warnings:
             if (reason, message) not in known:
@@ -103,7 +103,7 @@ class Report:
             self._first_step_at = new["at"]
         if self._first_step_at:
             new["firstStepAt"] = self._first_step_at
-        self._progress = new
+        self.progress = new
         if old is None:
             return True
         ends = new.get("steps") is not None and new["step"] >= new["steps"]
@@ -120,7 +120,7 @@ class Report:
         }
         optional = {
             "address": self.address or None, "formedAt": self._formed_at or None, "drainedStep": self.drained_step,
-            "progress": self._progress, "failure": self._failure_spec(), "hang": self._hang,
+            "progress": self.progress, "failure": self._failure_spec(), "hang": self._hang,
             "check": self.check,
         }
         if self.lost:

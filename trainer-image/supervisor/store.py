@@ -35,12 +35,20 @@ def status_from(message: Dict[str, Any]) -> e.Status:
     step = message.get("step")
     return e.Status(int(message["generation"]), int(message["attempt"]), str(message["state"]),
                     None if step is None else int(step), bool(message.get("saved")), str(message.get("host", "")),
-                    int(message.get("port", 0)), checked_from(message.get("checked")))
+                    int(message.get("port", 0)), checked_from(message.get("checked")), progress_from(message))
 
 
 def checked_from(told: Optional[Dict[str, Any]]) -> Optional[e.Checked]:
     """How a check in a Status went, likewise."""
     return e.Checked(int(told["round"]), bool(told["passed"]), str(told.get("why", ""))) if told else None
+
+
+def progress_from(message: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    """What rank 0 said last, likewise."""
+    told = message.get("progress")
+    if told is not None and not isinstance(told, dict):
+        raise TypeError(f"progress should be an object, found {type(told).__name__}")
+    return told
 
 
 def gang_from(message: Dict[str, Any]) -> e.GangState:

@@ -47,7 +47,11 @@ class Gang:
 
     @property
     def progress(self) -> RankProgress | None:
-        """What rank 0 last said in this generation."""
+        """What rank 0 last said in this generation. The master's last word has it from rank 0's pod, whose own reports
+        may still be on their way."""
+        end = self.said("Finished") or self.said("Drained")
+        if end is not None and end.spec.progress is not None:
+            return end.spec.progress
         return next((report.spec.progress for report in reversed(self.reports) if report.spec.progress), None)
 
     def said(self, kind: str) -> Report | None:

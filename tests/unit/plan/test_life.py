@@ -203,6 +203,16 @@ def test_success_is_said_by_the_master_of_this_generation() -> None:
     assert "Succeeded" in [event.reason for event in made.events]
 
 
+def test_the_last_step_is_the_masters_word() -> None:
+    """Rank 0's pod, if another, told of an earlier step so far, or tells only now."""
+    case = training().report(1, "Formed", progress={"step": 98, "steps": 100, "loss": "3"})
+    made = case.report(0, "Finished", progress={"step": 100, "steps": 100, "loss": "2"})
+    for late in (made, made.report(1, "Formed", progress={"step": 99, "steps": 100, "loss": "4"})):
+        told = late.plan().status.progress
+        assert told is not None
+        assert (told.step, told.loss) == (100, "2")
+
+
 @pytest.mark.parametrize(("policy", "at_once", "later"), [("All", 2, 2), ("Running", 0, 2), ("None", 0, 0)])
 def test_clean_pod_policy(policy: str, at_once: int, later: int) -> None:
     case = training(cleanPodPolicy=policy).report(0, "Finished")

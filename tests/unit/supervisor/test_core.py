@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import pytest
@@ -11,6 +11,7 @@ from supervisor import events as e
 from supervisor import ranks
 from supervisor.core import DONE_WITHIN, EARLY_DRAIN, SETTLE, URGENT_EVERY, Core
 from supervisor.report import timestamp
+from supervisor.store import status_from
 
 TOKEN = "0123456789abcdef"
 WORLD = e.World("job", 1, "Run", 2, TOKEN, master_uid="uid-0", address="10.0.0.1:5000", drain_seconds=20)
@@ -548,6 +549,28 @@ def test_finished_and_drained_are_collected() -> None:
             did += joins(pod, index, state, saved=True, step=9 if index == 0 else None)
         assert reports(did)[-1:] == [wanted]
         assert last_report(pod).get("drainedStep") == (9 if wanted == "Drained" else None)
+
+
+@pytest.mark.parametrize("state", ["finished", "drained"])
+def test_the_end_is_told_with_what_rank_0_said_last_wherever_it_is(state: str) -> None:
+    """Its own pod's report may come later than the master's, and the job is over by then."""
+    holds_rank_0 = Pod(0, ranks=1).runs(replace(WORLD, master_uid="uid-1"))
+    for said in ({"step": 99, "steps": 100}, {"step": 100, "loss": "2"}):
+        holds_rank_0.on(e.ProgressSeen((1, 0), said))
+    if state == "drained":
+        holds_rank_0.on(e.WorldSeen(replace(WORLD, master_uid="uid-1", phase="Drain")))
+    did = holds_rank_0.exits(75 if state == "drained" else 0) + holds_rank_0.on(e.RanksGone())
+    told = found(did, e.SendStatus)[-1].status
+    assert told.state == state
+    sent = status_from(json.loads(json.dumps(asdict(told))))
+    assert sent == told
+    pod = master(size=2)
+    if state == "drained":
+        pod.on(e.WorldSeen(replace(WORLD, phase="Drain", address="10.0.0.1:5000")))
+    joins(pod, 1, state, saved=True)
+    joins(pod, 0, state, saved=True, progress=sent.progress)
+    assert last_report(pod)["kind"] == state.capitalize()
+    assert last_report(pod)["progress"]["loss"] == "2"
 
 
 def test_a_drain_that_one_member_did_not_save_has_no_step() -> None:
