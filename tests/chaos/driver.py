@@ -16,6 +16,7 @@ from harness.installation import Yard
 from harness.job import Job, Object, Timeout
 from kubernetes.client.exceptions import ApiException
 
+from chaos import evidence
 from chaos.cases import CASES, Case
 from chaos.disk import SmallDisk
 from chaos.jobs import manifest
@@ -143,6 +144,10 @@ class Driver:
                     if not done:
                         raise Timeout(f"{name} ended before a fault: {job.describe(job.status())}")
                     self._ended(case, scene, steps, done, result)
+            except (Timeout, AssertionError, LookupError, ApiException):
+                with contextlib.suppress(ApiException):
+                    print(f"  what is left of {name} is in {evidence.keep(self.yard, job, journal.text())}", flush=True)
+                raise
             finally:
                 self._delete(job)
 

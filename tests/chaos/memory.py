@@ -43,27 +43,28 @@ def _cgroup(pid: int) -> tuple[Path, str, str]:
 
 
 def run_out(whole: bool) -> Fault:
-    """The pod of place 1 runs out of memory: another process in its container takes all there is, which the kernel must
-    not choose. It kills the rank, or the container's first process if `whole`."""
+    """The pod of place 1 runs out of memory: another process in its container takes all there is. The kernel kills the
+    rank, which has most; with it all others if `whole`, as kubelet asks of it where it can (memory.oom.group). Where it
+    cannot, the first process is stopped before and killed right after, which ends all others."""
 
     def fault(scene: Scene) -> float:
         pod = scene.pod(1)
         rank = scene.rank(1)
         first = next(pid for pid in processes.of_pod(pod["metadata"]["uid"]) if _inner(pid)[1:] == ["1"]
                      and "supervisor" in processes.command(pid))
-        victim = first if whole else rank
-        for pid in processes.of_pod(pod["metadata"]["uid"]):
-            _weigh(pid, 1000 if pid == victim else -1000)  # the other process goes on until it is ended
         group, limit, usage = _cgroup(rank)
         with subprocess.Popen([sys.executable, "-c", HOG, "32"], start_new_session=True) as hog:
-            _weigh(hog.pid, -1000)
             before = (group / limit).read_text()
+            if whole:
+                processes.send([first], signal.SIGSTOP)
             (group / limit).write_text(str(int((group / usage).read_text()) + ROOM))
             (group / "cgroup.procs").write_text(str(hog.pid))
             try:
-                return _death(victim)
+                return _death(rank)
             finally:
                 hog.kill()
+                if whole:
+                    processes.send([first], signal.SIGKILL)
                 with contextlib.suppress(OSError):  # it went with the container
                     (group / limit).write_text("-1" if "bytes" in limit else before)
 
@@ -76,11 +77,6 @@ def _inner(pid: int) -> list[str]:
         if line.startswith("NSpid:"):
             return [line.split()[1], line.split()[-1]]
     return []
-
-
-def _weigh(pid: int, adjustment: int) -> None:
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(adjustment))
 
 
 def _death(pid: int) -> float:
