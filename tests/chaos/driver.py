@@ -200,9 +200,12 @@ class Driver:
     def _fault(self, case: Case, scene: Scene) -> Recovered:
         before = scene.job.status()
         pods = {pod["metadata"]["uid"] for pod in scene.job.pods()}
-        at = case.fault(scene)
-        step = scene.next_step(at, bool(case.causes), case.within)
-        made = Recovered(step.at - at, scene.journal.lost(step))
+        with scene.pulses() as pulses:
+            at = case.fault(scene)
+            step = scene.next_step(at, bool(case.causes), case.within)
+            finished = [each.step for each in pulses]
+        told = None if None in finished else min(each for each in finished if each is not None)
+        made = Recovered(step.at - at, scene.journal.lost(step, told))
         if case.check is not None:
             case.check(scene)
         scene.undo.close()

@@ -116,11 +116,12 @@ class Journal:
         late = {number for number, start in enumerate(starts, 1) if start.at > at}
         return next((step for step in steps if step.at > at and (not restarted or step.start in late)), None)
 
-    def lost(self, step: Step) -> int:
-        """Finished steps that were computed again by the start which `step` belongs to."""
+    def lost(self, step: Step, finished: int | None = None) -> int:
+        """Finished steps that were computed again by the start which `step` belongs to. `finished`: the last that every
+        rank had finished before; rank 0 may tell of one that another rank is still at."""
         steps, starts = self.read()
         before = max((each.number for each in steps if each.start < step.start), default=0)
-        return max(0, before - starts[step.start - 1].resumed)
+        return max(0, (before if finished is None else min(before, finished)) - starts[step.start - 1].resumed)
 
     def text(self) -> str:
         """The last lines, for an error message."""

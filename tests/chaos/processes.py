@@ -7,6 +7,10 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from supervisor import pulse
 
 
 def of_pod(uid: str) -> Iterator[int]:
@@ -47,6 +51,32 @@ def command(pid: int) -> str:
 def root(pid: int) -> Path:
     """The files that a process sees."""
     return Path(f"/proc/{pid}/root")
+
+
+class PulseFile:
+    """A rank's pulse, which outlives the rank while this is open."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises LookupError if the process has none."""
+        maps = _read(f"/proc/{pid}/maps").splitlines()
+        path = next((line.split(maxsplit=5)[5] for line in maps if line.endswith("/pulse")), None)
+        if path is None:
+            raise LookupError(f"process {pid} has no pulse")
+        self._file = (root(pid) / path.lstrip("/")).open("rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._file.close()
+
+    @property
+    def step(self) -> int | None:
+        """The last step that the rank has finished; None if it ended while it was saying so."""
+        self._file.seek(0)
+        found = pulse.parse(self._file.read())
+        return found.step if found else None
 
 
 def _read(path: str) -> str:

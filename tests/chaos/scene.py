@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from harness.devices import Devices
@@ -66,6 +66,13 @@ class Scene:
     def rank(self, place: int) -> int:
         """Pid of the rank, of which there is one a pod."""
         return processes.rank(self.pod(place)["metadata"]["uid"], place)
+
+    @contextlib.contextmanager
+    def pulses(self) -> Iterator[list[processes.PulseFile]]:
+        """Those of the ranks that run now, to be read when they have ended."""
+        with contextlib.ExitStack() as kept:
+            ranks = [self.rank(place) for place in range(int(self.world()["size"]))]
+            yield [kept.enter_context(processes.PulseFile(rank)) for rank in ranks]
 
     def spares(self) -> list[str]:
         """Names of the pods that run and hold no place."""

@@ -58,6 +58,7 @@ def test_a_recovery_is_measured_from_the_fault_to_the_first_step_of_the_new_star
         assert step is not None
         assert (step.number, step.at) == (3, at(5.5)), "step 3 of the first start ended after the fault: it is none"
         assert journal.lost(step) == 1
+        assert journal.lost(step, finished=2) == 0  # another rank was still at step 3
         soon = journal.next_step(at(3.9), restarted=False)
         assert soon is not None
         assert soon.at == at(4)
