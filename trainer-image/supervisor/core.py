@@ -445,6 +445,8 @@ class Core(Survivors):
             self.api = True
             self._log("the API answers again")
             self._timers.pop("local", None)
+            if self.gang is not None:
+                self.gang.api_answers()
             self._check_done()
 
     # Reports ----------------------------------------------------------------------------------------------------------

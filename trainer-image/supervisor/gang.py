@@ -41,6 +41,7 @@ class Gang:
         self._claims: Dict[Tuple[int, int], str] = {}  # (index, incarnation) -> pod UID
         self._silent: Set[int] = set()
         self._counts: Counter[Tuple[Run, str]] = collections.Counter()
+        self._allowed = 0  # attempts of this generation that were made before the API was last heard of
 
     # What the world and the members say -------------------------------------------------------------------------------
 
@@ -61,8 +62,13 @@ class Gang:
         """Start the same members again, without the operator."""
         self._begin((self.run[0], self.run[1] + 1))
 
+    def api_answers(self) -> None:
+        """Whoever reads our reports knows of all attempts so far: the next time that it is away they do not count."""
+        self._allowed = self.run[1]
+
     def _begin(self, run: Run) -> None:
         self.run = run
+        self._allowed = min(self._allowed, run[1])
         self.start = None
         self.ready = None
         self.pairs = None
@@ -230,7 +236,7 @@ class Gang:
 
     def can_attempt(self) -> bool:
         """A member failed, and all are connected and in this very run."""
-        if not self._counts[(self.run, "failed")] or self.run[1] >= self.world.local_attempts:
+        if not self._counts[(self.run, "failed")] or self.run[1] - self._allowed >= self.world.local_attempts:
             return False
         here = sum(count for (run, _), count in self._counts.items() if run == self.run)
         return here == self.world.size == len(self._index)

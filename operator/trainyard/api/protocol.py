@@ -86,7 +86,7 @@ class WorldSpec(Lenient):
     tuned: Annotated[str, Field(max_length=32)] = ""
     """The layout that train.autotune has chosen, by the candidate's name; ranks do not measure again."""
     local_attempts: Annotated[int, Field(ge=0, le=1000)] = 3
-    """Restarts of the same members that the master may start by itself while the API cannot be reached."""
+    """Restarts of the same members that the master may start by itself each time the API cannot be reached."""
     check: Literal["None", "Pairs"] = "None"
     """Pairs: before the ranks of this generation start, each node runs a few collectives with two others in turn."""
 

@@ -623,8 +623,26 @@ def test_no_attempt_if_the_api_is_back_or_a_member_is_away_or_knows_better(event
     assert not found(pod.after(60), e.PrepareStore)
 
 
-def test_local_attempts_are_limited() -> None:
-    assert not found(broken_without_api(attempts=0).after(60), e.PrepareStore)
+@pytest.mark.parametrize("attempts", [0, 1, 3])
+def test_local_attempts_are_limited_until_the_api_answers(attempts: int) -> None:
+    pod = broken_without_api(attempts)
+
+    def attempts_made(first: int) -> int:
+        """Until none follows a failure any more."""
+        for number in range(first, 100):
+            if not found(pod.after(60), e.PrepareStore):
+                return number - first
+            joins(pod, 0, "running", run=(1, number))
+            joins(pod, 1, "failed", run=(1, number))
+        raise AssertionError("no end of attempts")
+
+    assert attempts_made(1) == attempts
+    pod.on(e.ApiBack(), e.ApiLost("gone"))
+    assert attempts_made(attempts + 1) == attempts
+    pod.on(e.WorldSeen(replace(WORLD, generation=2, local_attempts=attempts)), e.ApiLost("gone"))
+    joins(pod, 0, "running", run=(2, 0))
+    joins(pod, 1, "failed", run=(2, 0))
+    assert bool(found(pod.after(60), e.PrepareStore)) == (attempts > 0)
 
 
 def test_a_member_follows_the_masters_attempt() -> None:
