@@ -42,6 +42,7 @@ def manifest(name: str, namespace: str, steps: int, nodes: int, environment: dic
         "name": "trainer",
         "env": [{"name": key, "value": value} for key, value in {**ENVIRONMENT, **(environment or {})}.items()],
         "volumeMounts": [DATA],
+        "resources": {"requests": {"memory": "2Gi"}},  # without any the kernel sees no difference between its processes
     }
     return {
         "apiVersion": "trainyard.dev/v1alpha1",
