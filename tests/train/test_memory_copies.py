@@ -354,3 +354,24 @@ def test_memory_that_does_not_suffice(tmp_path: Path, config: dict[str, Any], po
     else:
         assert ended.codes == [0] * 4, ended.text
         assert [warning["reason"] for warning in progress["warnings"]] == ["NoMemoryCopies"]
+
+
+def test_a_gang_that_has_shrunk_goes_on_with_fewer_copies_than_were_asked_for(tmp_path: Path, config: dict[str, Any],
+                                                                              pods: Pods) -> None:
+    pods.ranks_each = 1
+
+    def of_rank(rank: int) -> dict[str, str]:
+        return {**pods.environment()(rank), "TRAINYARD_MEMORY_COPIES": "1"}
+
+    two, one = ({**config, "parallel": {"data": 1, "shard": shard}} for shard in (2, 1))
+    with Gang(tmp_path / "two", [two] * 2, of_rank=of_rank) as gang:
+        gang.wait_for(lambda progress: progress.get("memoryStep", 0) >= 3)
+        gang.kill()
+    pods.replace(1)
+    with Gang(tmp_path / "one", [one], generation="2", of_rank=of_rank) as gang:
+        ended = gang.wait()
+        progress = gang.progress()
+    assert ended.codes == [0], ended.text
+    assert resumed_from(ended) >= 3
+    assert progress["protection"] == "Unprotected"
+    assert [warning["reason"] for warning in progress["warnings"]] == ["FewerMemoryCopies"]

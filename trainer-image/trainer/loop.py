@@ -18,10 +18,11 @@ from trainer import config as configs
 from trainer.checkpoint import folder as folders
 from trainer.checkpoint import recall, resume
 from trainer.checkpoint.copies import open_memory
-from trainer.checkpoint.memory import Memory, Unavailable, local_of
+from trainer.checkpoint.memory import Memory, local_of
 from trainer.checkpoint.pinned import Pinned
 from trainer.checkpoint.recall import Recall
 from trainer.checkpoint.resume import Choice
+from trainer.checkpoint.room import Unavailable
 from trainer.checkpoint.saver import Saver, State
 from trainer.config import Run
 from trainer.data.batches import Batches
@@ -219,6 +220,10 @@ class Loop:
             return
         if self.saver is not None and self.memory.pins:
             self.save_begun = self.saver.take_over(Pinned(self.memory), self.memory.pending, self.step)
+        if self.memory.fewer:
+            self.warn("FewerMemoryCopies", self.memory.fewer)
+        if self.memory.given_up:
+            say(self.gang, self.memory.given_up)
         if not self.memory.outlive_node:
             say(self.gang, "copies in memory outlive the loss of a pod, but not that of its node: all pods are there")
         if recalled is not None:

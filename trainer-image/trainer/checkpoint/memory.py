@@ -21,7 +21,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-from supervisor.copies.keeper import HELD
 from supervisor.copies.rotation import Rotation
 from supervisor.copies.slot import Damaged, Slot
 from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
@@ -30,9 +29,9 @@ from torch.distributed.tensor import DTensor
 from trainer.checkpoint.buddies import ALONE, Buddies
 from trainer.checkpoint.copier import Copier
 from trainer.checkpoint.replicas import Replicas
+from trainer.checkpoint.room import Unavailable, choose
 from trainer.checkpoint.saver import State
 from trainer.distributed import Gang, gather
-from trainer.errors import ConfigError
 
 ALIGN = 64  # bytes
 SHARE = 0.8  # of the free memory at most for copies
@@ -51,10 +50,6 @@ MEASURED = 3  # copies that are timed before `auto` decides
 
 
 warnings.filterwarnings("ignore", message="The given buffer is not writable")  # it is only read from
-
-
-class Unavailable(Exception):
-    """There can be no copies in memory here; why."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +154,8 @@ class Memory:
                  rhythm: Rhythm, durable: bool = False, replicas: Replicas = ALONE) -> None:
         """`layout`: a digest of all that decides who holds what; `model`: of what the tensors mean; `copies`: None if
         fewer will do; `durable`: checkpoints are written from here, too. Replicas on other nodes count as copies.
-        Raises Unavailable on every rank if one cannot, ConfigError for more copies than other pods."""
+        There are no more than other pods: admission refuses a job that asks for them, but a gang may have become
+        smaller. Raises Unavailable on every rank if one cannot."""
         self.gang = gang
         self.folder = folder
         self.layout = layout
@@ -167,6 +163,8 @@ class Memory:
         self.run = run
         self.rhythm = rhythm
         self.asked = copies is not None
+        self.fewer = ""  # why other pods hold fewer copies than they should; empty: they do not
+        self.given_up = ""  # what else there is not, for want of memory
         self.pins = durable  # is there a slot to pin?
         self.pending: dict[str, Any] | None = None  # a checkpoint that copiers are writing since before this run
         self.copier = Copier(folder)
@@ -199,10 +197,9 @@ class Memory:
             raise Unavailable(wrong[0])
         self._pods = [self.addresses.index(address) for address in self.addresses]  # the first rank of each rank's
         others = len(set(self._pods)) - 1
-        if copies is not None and copies > others:
-            raise ConfigError(f"checkpoint.memory.copies should be at most {others}, the number of other pods, found "
-                              f"{copies}")
-        wanted = min(1, others) if copies is None else copies
+        wanted = min(1 if copies is None else copies, others)
+        if copies is not None and wanted < copies:
+            self.fewer = f"{wanted} copies in memory instead of {copies}: there are no more other pods in this gang"
         self._replicas = replicas
         self._replicated = min(len(replicas.hosts(rank, self._hosts)) for rank in range(gang.world_size))
         self._copies = max(0, wanted - self._replicated)
@@ -296,26 +293,18 @@ class Memory:
         beside_others = int(min(free for _, _, free in answers) * SHARE)
         same = self.rhythm.decided and self.rhythm.own == self.rhythm.buddy
         near = Buddies(self._pods, self._hosts, self._copies, apart=False, replicas=self._replicas)
-        # Without a slot to pin the rank itself makes a copy while a checkpoint is written, outside of this mount.
-        each = [(2, self.pins)] if same else [(3, self.pins), (2, self.pins)]
-        each += [(2, False)] if self.pins else []
-        choices = [(count, pin, buddies) for buddies in (self._buddies, near) for count, pin in each]
-        if not self.asked:
-            choices += [(count, pin, Buddies(self._pods, self._hosts, 0)) for count, pin in each if count == 2]
-        for count, pin, buddies in choices:
-            need = buddies.most_kept(count + pin, HELD) * largest
-            if need <= free:
-                self._buddies, self.pins = buddies, pin
-                if need > beside_others:  # a former layout's copies, which have been loaded, are in the way
-                    self.copier.try_to("keep", layout=self.layout)
-                if count == 2 and not same:  # both kinds share the two slots
-                    self.rhythm.together = True
-                return count
-        count, _, buddies = choices[-1]
-        kept = buddies.most_kept(count, HELD)
-        raise Unavailable(f"{kept} slots of {largest >> 20} MiB, those for other pods included, need "
-                          f"{kept * largest >> 20} MiB a pod, {free >> 20} MiB can be used; "
-                          "give the pods more memory, or set checkpoint.memory.every to 0")
+        alone = None if self.asked else Buddies(self._pods, self._hosts, 0)
+        room = choose(self._buddies, near, alone, largest, free, same, self.pins)
+        self._buddies, self.pins = room.buddies, room.pins
+        if room.alone:
+            self.fewer = room.given_up
+        else:
+            self.given_up = room.given_up
+        if room.need > beside_others:  # a former layout's copies, which have been loaded, are in the way
+            self.copier.try_to("keep", layout=self.layout)
+        if room.turns == 2 and not same:  # both kinds share the two slots
+            self.rhythm.together = True
+        return room.turns
 
     def _slot(self, number: int, header: dict[str, Any], size: int) -> Slot:
         path = self.folder / "own" / self.layout / f"{self.gang.rank}.{number}"
