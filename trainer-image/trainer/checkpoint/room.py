@@ -48,8 +48,8 @@ def choose(wanted: Buddies, near: Buddies, alone: Buddies | None, size: int, fre
             why = f"copies in memory would need {first >> 20} MiB a pod, {free >> 20} MiB can be used: "
             return Room(count, pin, buddies, need, why + words if words else "", left_out)
     count, pin, buddies = choices[-1]
-    raise Unavailable(f"{buddies.most_kept(count, HELD)} slots of {size >> 20} MiB, those for other pods included, need "
-                      f"{_need(count, False, buddies, size) >> 20} MiB a pod, {free >> 20} MiB can be used; "
+    raise Unavailable(f"{buddies.most_kept(count, HELD)} slots of {size >> 20} MiB, those for other pods included, "
+                      f"need {_need(count, False, buddies, size) >> 20} MiB a pod, {free >> 20} MiB can be used; "
                       "give the pods more memory, or set checkpoint.memory.every to 0")
 
 
