@@ -23,6 +23,7 @@ import sys, time
 kept = []
 for _ in range(int(sys.argv[1])):
     kept.append(bytes([1]) * (8 << 20))
+    time.sleep(0.05)  # it is ended as soon as the kernel has ended another: two deaths would be another fault
 time.sleep(60)
 """
 ROOM = 32 << 20  # bytes above what is used, once memory is short

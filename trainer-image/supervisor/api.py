@@ -86,11 +86,13 @@ class Connection:
             raise
         if response.status >= 400:
             told = response.read(4096).decode("utf-8", "replace")
+            if not response.isclosed():  # there is more: another request would find it instead of its own answer
+                self.close()
             raise Refused(response.status, _message(told))
         return response
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
-        if self._http is None:
+        if self._http is None or self._http.sock is None:  # none: the last answer came with `Connection: close`
             host, port = self._url.hostname or "", self._url.port
             if self._url.scheme == "https":
                 context = ssl.create_default_context(cafile=self._ca if os.path.exists(self._ca) else None)
@@ -195,7 +197,7 @@ class Api:
                 failures = 0
                 self._follow(connection, version)
                 pause = random.uniform(0, 1)  # the server ended it: not all members at once
-            except (OSError, http.client.HTTPException, Refused, ValueError) as error:
+            except Exception as error:  # whatever it is: without this thread the pod would hear of no World any more
                 failures += 1
                 self._failed(error)
                 pause = random.uniform(0, min(BACKOFF[1], BACKOFF[0] * 2 ** min(failures, 10)))
@@ -270,7 +272,7 @@ class Api:
                     self._get(connection)
                 failures = 0
                 self._done(None)
-            except (OSError, http.client.HTTPException, Refused, ValueError) as error:
+            except Exception as error:  # likewise: nobody would hear of this pod
                 failures += 1
                 self._failed(error)
                 connection.close()
@@ -318,10 +320,10 @@ class Api:
         if isinstance(error, Refused) and error.status < 500 and error.status != 429:
             self._tell(f"the API refuses: {error}; trying again")
             return
-        if isinstance(error, ValueError):
-            self._tell(f"the API's answer makes no sense: {error}; trying again")
+        if isinstance(error, (OSError, http.client.HTTPException, Refused)):
+            self._post(e.ApiLost(f"{type(error).__name__}: {error}"))
             return
-        self._post(e.ApiLost(f"{type(error).__name__}: {error}"))
+        self._tell(f"the API's answer makes no sense ({type(error).__name__}: {error}); trying again")
 
     def _tell(self, text: str) -> None:
         if text != self._told:

@@ -22,6 +22,8 @@ class FakeApi:
         self.reports: list[tuple[float, str, dict[str, Any]]] = []
         self.requests: list[tuple[str, str]] = []
         self.status: int | None = None  # answer everything with this status
+        self.closes = False  # end the connection after every answer, and say so
+        self.nonsense = False  # answers are no objects
         self._version = 0
         self._watchers: list[tuple[str, queue.Queue[dict[str, Any] | None]]] = []
         self._lock = threading.Lock()
@@ -113,8 +115,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def _answer(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
+        data = b"[]" if self.fake.nonsense else json.dumps(body).encode()
         self.send_response(status)
+        if self.fake.closes:
+            self.send_header("Connection", "close")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
