@@ -21,7 +21,8 @@ class Talk:
         self.events: queue.Queue[e.Event] = queue.Queue()
         self.said: list[str] = []
         self.api = Api({"TRAINYARD_NAMESPACE": "team", "TRAINYARD_JOB": "j", "TRAINYARD_POD": "j-0-1",
-                        "TRAINYARD_POD_UID": "uid", "TRAINYARD_API_SERVER": fake.url}, self.events.put, self.said.append)
+                        "TRAINYARD_POD_UID": "uid", "TRAINYARD_API_SERVER": fake.url},
+                       self.events.put, self.said.append)
         self.api.start()
 
     def wait(self, kind: type[e.Event]) -> e.Event:
