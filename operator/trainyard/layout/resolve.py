@@ -29,7 +29,7 @@ def of_train(train: TrainConfig, ranks: int, per_node: int, hardware: Hardware,
     batch = train.batch_size if train.batch_size is not None else (micro or 1) * ranks * least
     recompute = train.activation_checkpointing if "activation_checkpointing" in train.model_fields_set else None
     return Workload(shape, ranks, hardware.with_node(per_node), sequence, batch, precision(train, hardware),
-                    train.parallel, micro, recompute)  # fmt: skip
+                    train.parallel, micro, recompute, train.optimizer.offload and hardware.name != "CPU")  # fmt: skip
 
 
 def precision(train: TrainConfig, hardware: Hardware) -> Precision:

@@ -152,6 +152,15 @@ def test_settled_is_chosen_again_as_it_is() -> None:
     assert choose(again).best.layout == best.layout
 
 
+@pytest.mark.parametrize(("device", "spared"), [("910B", True), ("CPU", False)])
+def test_optimizer_state_in_the_hosts_memory_takes_none_of_the_devices(device: str, spared: bool) -> None:
+    """On a CPU it is the same memory."""
+    kept, offloaded = (choose(workload("7b", 8, device, batchSize=64, optimizer={"offload": offload})).best.memory
+                       for offload in (False, True))  # fmt: skip
+    assert kept.optimizer > 0
+    assert offloaded.optimizer == (0 if spared else kept.optimizer)
+
+
 def test_an_estimate_of_a_given_layout() -> None:
     work = workload("7b", 8, "A100", batchSize=64)
     each = estimate(work, Layout(shard=8, micro=1))
