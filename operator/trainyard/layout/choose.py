@@ -59,7 +59,7 @@ def choose(work: Workload) -> Ranking:
     if not any(each.fits for each in found):
         found += list(_estimates(work, 1))
     if not found:
-        raise legal.nothing_left(work)
+        raise legal.nothing_left(work, shapes)
     found.sort(key=lambda each: (not each.fits, each.seconds.total if each.fits else each.memory.total))
     return Ranking(work, tuple(found))
 
@@ -83,6 +83,12 @@ def _estimates(work: Workload, positions: int) -> Iterator[Estimate]:
                 if not each.fits and each.layout.zero == (work.asked.zero or (2 if shaped.schedule == "ZBV" else 3)):
                     full.add(kind)
                 yield each
+
+
+def shapes(work: Workload) -> Iterator[Layout]:
+    """Every legal layout, whatever it takes; ZeRO and recomputation are still open."""
+    for mesh in meshes(work, 1):
+        yield from _schedules(work, mesh)
 
 
 def meshes(work: Workload, positions: int = POSITIONS) -> Iterator[Layout]:

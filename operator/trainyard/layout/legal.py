@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from trainyard.api.train import ParallelConfig
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from math import lcm, prod
+
 from trainyard.layout.problems import InvalidLayout, divisors, nearest
 from trainyard.layout.types import Layout, Workload
 
 PARALLEL = "train.parallel"
 SIZES = ("data", "shard", "tensor", "pipeline", "context")
+DETAILS = ("expert", "ulysses", "stage_layers", "schedule")  # rather wrong than a size, where either would do
 
 
 def check(work: Workload) -> None:
@@ -42,9 +46,9 @@ def context_sizes(work: Workload) -> list[int]:
 
 def ulysses_sizes(work: Workload, tensor: int, context: int) -> list[int]:
     """Parts of `context` that the heads of a tensor rank can be shared over, and with which the sequence divides: where
-    keys go round a ring, every rank holds two pieces, one from either end."""
-    return [n for n in divisors(context) if (work.shape.heads // tensor) % n == 0 and work.sequence % context == 0
-            and (n == context or work.sequence % (2 * context) == 0)]  # fmt: skip
+    keys go round a ring, each of its places holds two pieces, one from either end, which Ulysses shares out again."""
+    return [n for n in divisors(context) if (work.shape.heads // tensor) % n == 0
+            and work.sequence % (context if n == context else lcm(context, 2 * context // n)) == 0]  # fmt: skip
 
 
 def legal(work: Workload, layout: Layout) -> bool:
@@ -187,13 +191,15 @@ def _check_expert(work: Workload) -> None:
 
 def _check_product(work: Workload) -> None:
     sizes = {name: value for name in SIZES if (value := getattr(work.asked, name)) is not None}
-    product = 1
-    for value in sizes.values():
-        product *= value
+    product = prod(sizes.values())
     words = " x ".join(f"{name} {value}" for name, value in sizes.items())
     if len(sizes) == len(SIZES) and product != work.ranks:
-        name = max(sizes, key=lambda each: sizes[each])
-        raise InvalidLayout(f"{PARALLEL}.{name}", f"{words} is {product}, but the job has {work.ranks} ranks")
+        fits = {name: work.ranks * value // product for name, value in sizes.items()
+                if work.ranks * value % product == 0}  # fmt: skip
+        name = max(fits or sizes, key=lambda each: sizes[each])
+        would = (f"with the others as they are, {' or '.join(f'{each} {size}' for each, size in fits.items())} would do"
+                 if fits else "leave one of them out")  # fmt: skip
+        raise InvalidLayout(f"{PARALLEL}.{name}", f"{words} is {product}, but the job has {work.ranks} ranks; {would}")
     if work.ranks % product:
         name, value = max(sizes.items(), key=lambda each: each[1])
         rest = product // value
@@ -207,15 +213,52 @@ def _check_batch(work: Workload) -> None:
     asked = work.asked
     unit = (work.micro or 1) * (asked.data or 1) * (asked.shard or 1)
     if work.batch % unit:
-        near = nearest(work.batch, [unit * (work.batch // unit), unit * (work.batch // unit + 1)])
+        near = nearest(work.batch, [n for n in (unit * (work.batch // unit), unit * (work.batch // unit + 1)) if n])
         raise InvalidLayout("train.batchSize",
                             f"{work.batch} does not divide over microBatchSize {work.micro or 1} x data "
                             f"{asked.data or 1} x shard {asked.shard or 1} = {unit} samples; the nearest that do "
                             f"are {near}")
 
 
-def nothing_left(work: Workload) -> InvalidLayout:
-    """Every field is good by itself, but no layout has them all: say what may be changed."""
+def nothing_left(work: Workload, layouts: Callable[[Workload], Iterable[Layout]]) -> InvalidLayout:
+    """Every field is good by itself, but no layout has them all: name the first that another value would do for, with
+    the others as they are; `layouts` enumerates those of a workload. If no single change would do, say what may be
+    changed."""
+    asked = work.asked.model_dump(exclude_none=True)
+    sizes = sorted((name for name in SIZES if name in asked), key=lambda name: -asked[name])
+    for name in (*(name for name in DETAILS if name in asked), *sizes):
+        relaxed = replace(work, asked=work.asked.model_copy(update={name: None}))
+        if found := list(layouts(relaxed)):
+            return _would_do(work, name, found)
+    if work.micro and (would := {each.micro for each in layouts(replace(work, micro=None))}):
+        return InvalidLayout("train.microBatchSize", f"{work.micro} cannot be had with "
+                             f"{_others(work)}; the nearest legal values are {nearest(work.micro, would)}")
+    return _no_single_change(work)
+
+
+def _others(work: Workload, without: str = "") -> str:
+    asked = work.asked.model_dump(exclude_none=True)
+    said = [f"{name} {asked[name]}" for name in (*SIZES, "expert", "ulysses", "schedule")
+            if name in asked and name != without]  # fmt: skip
+    return ", ".join(said) or "nothing else set"
+
+
+def _would_do(work: Workload, name: str, found: list[Layout]) -> InvalidLayout:
+    """One field is at fault: the legal values next to it. A list of stages is told by how many there are."""
+    value = getattr(work.asked, name)
+    would = {getattr(each, name) for each in found}
+    if name == "ulysses":  # of these only the best are enumerated
+        would = {n for each in found for n in ulysses_sizes(work, each.tensor, each.context)}
+    field, said, kind = name, str(value), "values"
+    if name == "stage_layers":
+        field, said, kind = "stageLayers", f"{len(value)} stages", "numbers of stages"
+        value, would = len(value), {each.chunks * each.pipeline for each in found}
+    near = " and ".join(sorted(would)) if name == "schedule" else nearest(value, would)
+    return InvalidLayout(f"{PARALLEL}.{field}", f"{said} cannot be had with {_others(work, name)}; with the others as "
+                                                f"they are, the nearest legal {kind} are {near}")
+
+
+def _no_single_change(work: Workload) -> InvalidLayout:
     shape, asked = work.shape, work.asked
     said = {name: value for name in (*SIZES, "expert") if (value := getattr(asked, name)) is not None}
     stated = ", ".join(f"{name} {value}" for name, value in said.items()) or "nothing set"
@@ -227,8 +270,3 @@ def nothing_left(work: Workload) -> InvalidLayout:
         f"{widest} ranks of data x shard, tensor divides {shape.kv_heads} key-value heads (legal: "
         f"{', '.join(map(str, tensor_sizes(work)))}), pipeline is at most {shape.layers} with no fewer micro-batches "
         f"than that; a batchSize that is a multiple of {work.ranks} always works with nothing else set")
-
-
-def is_empty(asked: ParallelConfig) -> bool:
-    """Whether everything is left to the planner."""
-    return not asked.model_dump(exclude_none=True)

@@ -135,8 +135,8 @@ def _data_and_shard(given: ParallelConfig, ranks: int, world_size: int) -> tuple
 def _schedule(given: ParallelConfig, pipeline: int) -> Schedule:
     layers = given.stage_layers
     if pipeline == 1:
-        for name, found in (("schedule", given.schedule not in (None, "1F1B")), ("stageLayers", layers is not None)):
-            if found:
+        for name, found in (("schedule", given.schedule), ("stageLayers", layers)):
+            if found is not None:
                 raise ConfigError(f"train.parallel.{name} is for a pipeline, but train.parallel.pipeline is 1; leave "
                                   f"it out")
         return "1F1B"
