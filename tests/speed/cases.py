@@ -36,10 +36,10 @@ def ours(name: str, precision: str = "fp32", ranks: int = 1, **options: Any) -> 
     return Case(name, "speed.ours", precision, ranks, options)
 
 
-def one_process() -> list[Case]:
+def one_process(compiler: bool) -> list[Case]:
     """One process with every core. Like for like: AdamW with the same hyperparameters, fused, the norm clipped, the
-    same schedule, a log line every ten steps. Defaults: what each does when it is told the model, the data, the batch
-    and the precision only."""
+    same schedule, a log line every ten steps; and the same with torch.compile everywhere, where there is a `compiler`.
+    Defaults: what each does when it is told the model, the data, the batch and the precision only."""
     found = []
     for precision in ("fp32", "bf16"):
         found += [
@@ -48,6 +48,12 @@ def one_process() -> list[Case]:
               for name, program in THEIRS.items()),
             *(Case(f"{name}, {precision}, defaults", program, precision) for name, program in THEIRS.items()),
         ]  # fmt: skip
+        if compiler:
+            found += [
+                ours(f"Trainyard, {precision}, compiled", precision, train={"compile": True}),
+                *(Case(f"{name}, {precision}, every switch on, compiled", program, precision,
+                       options={"tuned": True, "compile": True}) for name, program in THEIRS.items()),
+            ]  # fmt: skip
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -108,8 +109,11 @@ def _copier(folder: Path, stack: ExitStack) -> Path:
 def one(folder: Path, tokens: Path, rounds: int, steps: int) -> str:
     """One process against Hugging Face's."""
     found = []
+    compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
+    if not compiler:
+        print("  no C++ compiler: nothing is compared with torch.compile")
     for precision in ("fp32", "bf16"):
-        found += run([case for case in cases.one_process() if case.precision == precision], folder / precision,
+        found += run([case for case in cases.one_process(compiler) if case.precision == precision], folder / precision,
                      tokens, rounds, steps, ceiling=True, stall=True)  # fmt: skip
     lines = ["| one process | tokens/s, best (median) | share of the ceiling | peak memory | waiting for data | "
              "checkpoint stall |", "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
@@ -125,13 +129,15 @@ def _against(found: Sequence[Result]) -> list[str]:
     lines = []
     for precision in dict.fromkeys(one.case.precision for one in found):
         same = [one for one in found if one.case.precision == precision]
-        mine = max((one for one in same if one.case.program == "speed.ours"), key=lambda one: one.median)
         for kind, tuned in (("every switch of theirs on", True), ("defaults", False)):
+            mine = max((one for one in same if one.case.program == "speed.ours"
+                        and (tuned or not one.case.options.get("train"))), key=lambda one: one.median)  # fmt: skip
             theirs = [one for one in same if one.case.program != "speed.ours"
                       and bool(one.case.options.get("tuned")) == tuned]  # fmt: skip
             if theirs:
                 rival = max(theirs, key=lambda one: one.median)
-                lines.append(f"{mine.case.name} against the best with {kind} ({rival.case.name.split(',')[0]}): "
+                name = rival.case.name.replace(", every switch on", "").replace(", defaults", "")
+                lines.append(f"{mine.case.name} against the best with {kind} ({name}): "
                              f"{mine.median / rival.median:.2f} times (medians), {mine.best / rival.best:.2f} (best).")
     return lines
 
