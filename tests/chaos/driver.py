@@ -173,7 +173,7 @@ class Driver:
         self._compare(case, journal, result)
 
     def _settled(self, case: Case, scene: Scene, steps: int) -> bool:
-        """Wait until the job is whole again: steps, copies on other nodes, spares, an operator that leads. False if it
+        """Wait until the job is whole again: steps, copies on other nodes, warm spares, an operator that leads. False if it
         is too near its end."""
         journal, job = scene.journal, scene.job
 
@@ -182,13 +182,14 @@ class Driver:
             fresh = [step for step in read if step.start == len(starts)]
             if journal.step > steps - self.settle:
                 return True
-            if len(fresh) < self.settle or len(scene.spares()) < case.spares:
+            if len(fresh) < self.settle:
                 return False
             status = job.status()
+            if status["nodes"].get("spare", 0) < case.spares:
+                return False
             return bool((status.get("checkpoint") or {}).get("memoryStep")) and status["state"] == "Running"
 
         scene.wait("settled job", whole, START_SECONDS)
-        scene.wait("warm spare", scene.spares_are_warm, START_SECONDS)
         self._cluster_is_whole()
         return journal.step <= steps - self.settle
 

@@ -80,10 +80,6 @@ class Scene:
         return [pod["metadata"]["name"] for pod in self.job.pods() if pod["metadata"]["name"] not in held
                 and pod["status"].get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp")]
 
-    def spares_are_warm(self) -> bool:
-        """Whether all spares have imported what ranks need; seconds after their start."""
-        return all("imported ahead" in self.job.logs(name) for name in self.spares())
-
     def wait(self, what: str, holds: Callable[[], object], seconds: float) -> None:
         """Poll until `holds` is true. Raises Timeout."""
         deadline = time.monotonic() + seconds

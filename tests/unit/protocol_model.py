@@ -357,8 +357,12 @@ class Model:
                 assert pod.training is None or pod.training >= run, f"{pod.name} runs {pod.training}, is in {run}"
 
     def check_report(self, pod: Pod, report: ReportSpec) -> None:
-        """Finished and Drained are said only of what all members have done."""
+        """Finished and Drained are said only of what all members have done, Warm only by spares that have imported."""
         run = (report.generation, report.attempt)
+        if report.kind == "Warm":
+            assert pod.core.imported, f"{pod.name} has not imported"
+            worlds = [world for world in self.history if world is not None and world.generation == run[0]]
+            assert pod.me.index not in worlds[0].members, f"{pod.name} is no spare in generation {run[0]}"
         if report.kind == "Finished":
             codes = self.ended.get(run, {})
             assert codes == dict.fromkeys(range(self.size_of(run)), 0), f"{pod.name}: {run} {codes}"

@@ -62,6 +62,11 @@ class Protocol(RuleBasedStateMachine):
                 pod.take(pod.inbox.popleft())
 
     @rule(pick=PICK)
+    def imports_are_done(self, pick: int) -> None:
+        if (pod := self._pod(pick)) and not pod.core.imported:
+            pod.take(e.Imported())
+
+    @rule(pick=PICK)
     def ranks_are_gone(self, pick: int) -> None:
         if pod := self._pod(pick):
             pod.kill_takes_effect()
@@ -216,6 +221,8 @@ class Protocol(RuleBasedStateMachine):
             if pod.gone:
                 continue
             model.see_world(pod)
+            if not pod.core.imported:
+                pod.take(e.Imported())
             model.connect(pod)
             model.beat(pod)
             while pod.inbox and not pod.gone:
@@ -315,6 +322,7 @@ def test_a_spare_trains_in_the_place_of_a_dead_pod(machine: type[Protocol], pick
     protocol = machine()
     protocol.begin(size=2, far=True, spares=1)
     protocol.all_goes_well_for_a_while(8)  # a spare is there
+    assert protocol.model.reports["j-2-1"].kind == "Warm"
     lost = protocol.model.pods[pick]
     protocol.node_is_lost(pick)
     assert lost.deleted

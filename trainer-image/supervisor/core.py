@@ -81,7 +81,17 @@ class Core(Survivors):
             self._keep_ranks()
         elif self.alive:
             self._kill_ranks()
+        self._tell_warm()
         self._send_status()
+
+    def _imported(self, event: e.Event) -> None:
+        self.imported = True
+        self._tell_warm()
+
+    def _tell_warm(self) -> None:
+        """A spare that has imported is warm, which nobody else can see. Members have nothing to tell: they start."""
+        if self.imported and self.place is None:
+            self._write("Warm")
 
     def _missing_world(self, event: e.Event) -> None:
         self._api_back(event)
@@ -504,6 +514,7 @@ Core.HANDLERS = {
     e.RankExited: Core._rank_exited, e.RanksGone: Core._ranks_gone, e.RanksLeft: Core._ranks_left,
     e.RanksJoined: Core._ranks_joined, e.ProgressSeen: Core._progress, e.HangSeen: Core._hang,
     e.HangOver: Core._hang_over, e.PairChecked: Core._pair_checked, e.DeviceHeld: Core._device_held,
+    e.Imported: Core._imported,
     e.Terminate: Core._terminate, e.Timer: Core._timer,
 }
 Core.TIMERS = {

@@ -391,6 +391,11 @@ class HangOver:
 
 
 @dataclass(frozen=True)
+class Imported:
+    """What ranks are forked from has imported what it is to, or there is nothing to import ahead."""
+
+
+@dataclass(frozen=True)
 class Terminate:
     """SIGTERM or SIGINT."""
 
@@ -403,7 +408,7 @@ class Timer:
 Event = Union[
     WorldSeen, WorldMissing, ApiLost, ApiBack, Unauthorized, StoreOpened, StoreReady, MemberHello, MemberStatus,
     MemberBeat, MemberAsks, MemberGone, Linked, Unlinked, GangSeen, TablePart, RankExited, RanksGone, RanksLeft,
-    RanksJoined, ProgressSeen, HangSeen, HangOver, PairChecked, DeviceHeld, Terminate, Timer,
+    RanksJoined, ProgressSeen, HangSeen, HangOver, PairChecked, DeviceHeld, Imported, Terminate, Timer,
 ]
 
 # Actions --------------------------------------------------------------------------------------------------------------

@@ -96,6 +96,11 @@ class ForkServer:
         """What to select for reading, if there is a server; another object for every server."""
         return self._link
 
+    @property
+    def settled(self) -> bool:
+        """Whether a rank would not have to wait for imports that go on: they are over, or there is to be no server."""
+        return self._ready or self._out
+
     def pids(self) -> Set[int]:
         """Children that are not reaped yet."""
         return self._dying | ({self._child.pid} if self._child is not None else set())

@@ -51,6 +51,7 @@ class Loop:
         self._forks = ForkServer(program, environment.get("TRAINYARD_PRELOAD", ""), base_environment(environment),
                                  scratch, self._logs)
         self._forks_link: Optional[socket.socket] = None
+        self._imports_told = False
         lines = RegroupLines(self._selector, scratch, self._logs.say) if me.keeps else None
         self._ranks = Ranks(program, me, environment, scratch, self._logs, self._ranks_say, self._protected,
                             self._forks, lines)
@@ -114,7 +115,7 @@ class Loop:
                        f"pod {self._me.pod}")
         self._api.start()
         self._forks.open()
-        self._select_forks()
+        self._forks_told(None)
         while self._leave is None:
             for key, mask in self._selector.select(self._timeout()):
                 key.data(mask)
@@ -225,6 +226,9 @@ class Loop:
     def _forks_told(self, answer: Optional[Forked]) -> None:
         self._select_forks()
         self._ranks.forked(answer)
+        if self._forks.settled and not self._imports_told:
+            self._imports_told = True
+            self.post(e.Imported())
 
     def _other_ended(self, pid: int, status: int) -> None:
         self._forks_told(self._forks.ended(pid, status))

@@ -32,6 +32,7 @@ class Machine:
         self.leaving: Optional[int] = None  # exit code
         self.fenced = False
         self.terminating = False
+        self.imported = False  # ranks would start fast
         self.linked = False
         self.gang: Optional[Gang] = None  # on the master's pod
         self.ended = ""  # what the master says of the whole gang in this run

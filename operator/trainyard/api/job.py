@@ -280,7 +280,7 @@ class NodesStatus(Lenient):
     ready: Count = 0
     """Members of the gang whose supervisor runs."""
     spare: Count = 0
-    """Spares whose supervisor runs."""
+    """Spares that are warm: they run and have imported what ranks need, so that one could take a place at once."""
     desired: Count = 0
     """numNodes."""
 

@@ -265,11 +265,12 @@ class ReportSpec(Lenient):
     sequence: Annotated[int, Field(ge=1, le=2**53)]
     """Grows with every write."""
     kind: Literal["Master", "Formed", "Missing", "RankFailed", "PeerLost", "Stopping", "Drained",
-                  "Finished", "Checked"]
+                  "Finished", "Checked", "Warm"]
     """Master: my store listens at `address`. Formed: all members joined, ranks start (master only). Missing: members
     did not join in time (master only). RankFailed: see failure. PeerLost: see lost. Stopping: this pod was told to end
     and would like a Drain. Drained: all ranks of the gang saved and stopped (master only). Finished: all ranks of the
-    gang ended with 0 (master only). Checked: no rank has started, because `check` has found culprits (master only)."""
+    gang ended with 0 (master only). Checked: no rank has started, because `check` has found culprits (master only).
+    Warm: a spare that has imported what ranks need (spares only, the only kind that they report)."""
     address: Annotated[str, Field(max_length=253)] | None = None
     """host:port of the store, if this pod is the master."""
     formed_at: Time | None = None

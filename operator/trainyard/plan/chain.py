@@ -34,6 +34,7 @@ from trainyard.plan.recover import recover
 from trainyard.plan.recoveries import recoveries
 from trainyard.plan.resume import resume
 from trainyard.plan.running import running
+from trainyard.plan.seats import warm
 from trainyard.plan.spares import promotion, spares, without_condition
 from trainyard.plan.success import success
 from trainyard.plan.suspend import suspend
@@ -104,7 +105,7 @@ def _close(turn: Turn) -> Turn:
     """The parts of the status that follow from everything else."""
     alive = sum(not pod.finished for pod in turn.snap.pods)
     ready = sum(pod.started for pod in turn.gang.alive.values())
-    spare = sum(pod.started and not pod.ended and pod.deleting is None for pod in turn.gang.spares.values())
+    spare = len(warm(turn))
     world = turn.world
     changes: dict[str, object] = {
         "observed_generation": turn.snap.generation,

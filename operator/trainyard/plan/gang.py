@@ -24,6 +24,7 @@ class Gang:
     stale: tuple[PodView, ...]  # pods that hold no place any more, and never will again
     reports: tuple[Report, ...]  # those of this generation by the pods that hold the places, oldest first
     formed_at: datetime | None  # when all members had joined; None: not yet
+    imported: frozenset[int]  # indices of spares whose supervisors say that they have imported what ranks need
 
     @property
     def size(self) -> int:
@@ -76,7 +77,16 @@ def assess(snap: Snapshot, world: WorldSpec | None, size: int) -> Gang:
             key=lambda report: (report.received, report.spec.index),
         )
     )
-    return Gang(members, newest, spares, stale, reports, _formed_at(snap, world, reports))
+    formed_at = _formed_at(snap, world, reports)
+    return Gang(members, newest, spares, stale, reports, formed_at, _imported(snap, spares))
+
+
+def _imported(snap: Snapshot, spares: Mapping[int, PodView]) -> frozenset[int]:
+    """Of whatever generation: what a process has imported stays."""
+    if not spares:
+        return frozenset()
+    told = {report.spec.pod_uid for report in snap.reports if report.spec.kind == "Warm" and report.spec.job == snap.uid}
+    return frozenset(index for index, pod in spares.items() if pod.uid in told)
 
 
 def _counts(report: Report, snap: Snapshot, world: WorldSpec, holders: Mapping[int, PodView]) -> bool:

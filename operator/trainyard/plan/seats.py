@@ -9,24 +9,27 @@ from trainyard.layout.sizes import gang_sizes
 from trainyard.plan.changed import is_changed
 from trainyard.plan.gang import trained
 from trainyard.plan.nodes import unreachable
+from trainyard.plan.times import seconds_between
 from trainyard.plan.tuned import planned
 from trainyard.plan.turn import Turn
 from trainyard.plan.types import PodView
+
+UNTOLD_SECONDS = 60.0  # imports take 4 to 6 s, on a slow disk a minute; supervisors before this did not tell of them
 
 
 def seated(turn: Turn, lost: frozenset[int], give_up: bool = False) -> tuple[int, ...]:
     """Indices of the pods of the next generation, in the order of its places. A place for which there is no spare
     keeps its index: the next incarnation of that is placed and waited for; with `give_up` the gang goes on without
     it. A gang that has shrunk takes what spares are left, up to the size that it should have."""
-    ready = warm(turn)
+    able = ready(turn)
     vacant = idle(turn)
     gone = [index for index in turn.gang.members if index in lost or index in vacant]
-    promoted = dict(zip(gone, ready, strict=False))
+    promoted = dict(zip(gone, able, strict=False))
     members = [promoted.get(index, index) for index in turn.gang.members]
     if give_up:
         members = [index for index in members if index not in gone]
         return tuple(members[: largest(turn, len(members))])
-    more = ready[len(gone):]
+    more = able[len(gone):]
     size = largest(turn, len(members) + len(more))
     return tuple([*members, *more][: max(size, len(members))])
 
@@ -50,12 +53,26 @@ def places_of(members: Sequence[int]) -> dict[str, int]:
     return {str(place): index for place, index in enumerate(members) if place != index}
 
 
+def ready(turn: Turn) -> list[int]:
+    """Spares that could take a place at this moment, warm ones first: in any other the gang would wait for imports."""
+    able = [index for index, pod in sorted(turn.gang.spares.items()) if is_ready(turn, pod)]
+    return sorted(able, key=lambda index: importing(turn, turn.gang.spares[index]) > 0)
+
+
 def warm(turn: Turn) -> list[int]:
-    """Spares that could take a place at this moment."""
-    return [index for index, pod in sorted(turn.gang.spares.items()) if is_warm(turn, pod)]
+    """Spares that could take a place at this moment, and whose ranks would start at once."""
+    return [index for index in ready(turn) if importing(turn, turn.gang.spares[index]) <= 0]
 
 
-def is_warm(turn: Turn, pod: PodView) -> bool:
+def importing(turn: Turn, pod: PodView) -> float:
+    """Seconds for which a spare that runs is still taken to import; 0: it says that it has, or has not said so for so
+    long that its supervisor must be one that says nothing."""
+    if pod.index in turn.gang.imported:
+        return 0.0
+    return max(0.0, UNTOLD_SECONDS - seconds_between(pod.started_at or pod.created, turn.now))
+
+
+def is_ready(turn: Turn, pod: PodView) -> bool:
     """Whether it runs, and nothing is known that would soon end it; its node is not one that the job avoids."""
     state = turn.snap.nodes.get(pod.node or "")
     avoided = {entry.node for entry in turn.status.avoid if not entry.device}

@@ -19,7 +19,7 @@ from trainyard.plan.naming import pod_name
 from trainyard.plan.nodes import gone, unready
 from trainyard.plan.placement import LOOK_AGAIN_SECONDS, find_places, nearness
 from trainyard.plan.recover import raised
-from trainyard.plan.seats import idle, is_warm, sizes, warm
+from trainyard.plan.seats import idle, importing, ready, sizes, warm
 from trainyard.plan.times import moment, seconds_between, stamp
 from trainyard.plan.turn import Fault, Turn
 from trainyard.plan.types import CreatePod, PodView, Rendering, Waiting
@@ -32,7 +32,7 @@ def promotion(turn: Turn) -> Turn:
     """A gang that waits for a pod, and a spare that runs: the next generation has the spare in that pod's place. The
     pod, should it come, is a spare then."""
     waits = active(turn) and turn.world is not None and turn.world.phase == "Run"
-    if not waits or turn.faults or not idle(turn) or not warm(turn):
+    if not waits or turn.faults or not idle(turn) or not ready(turn):
         return turn
     return turn.with_faults(Fault("Promoted", "a spare was ready first", turn.now, weight="planned"))
 
@@ -105,9 +105,9 @@ def _left(turn: Turn, pod: PodView) -> float:
 
 
 def _surplus(turn: Turn, wanted: int) -> list[int]:
-    """Spares more than are wanted: those that do not run yet first."""
-    there = sorted(turn.gang.spares.items(), key=lambda item: (not is_warm(turn, item[1]), item[0]))
-    return [index for index, _ in there[wanted:]]
+    """Spares more than are wanted: those that do not run yet first, then those that are not warm."""
+    able = ready(turn)
+    return [*able, *(index for index in sorted(turn.gang.spares) if index not in able)][wanted:]
 
 
 def _made(turn: Turn, rendering: Rendering, count: int) -> tuple[Turn, Obstacle | None]:
@@ -169,20 +169,25 @@ def _judged(turn: Turn, asked: int, wanted: int, obstacle: Obstacle | None) -> T
     """What is made beyond `asked` is for a gang that has shrunk."""
     if not asked and wanted == asked:
         return without_condition(turn, "SparesReady")
-    ready = min(wanted, len(warm(turn)))
+    there = min(wanted, len(warm(turn)))
     which = "spare pods" if wanted == asked else "pods beside the gang"
-    if ready == wanted:
-        words = f"{'The spare pod is' if wanted == asked == 1 else f'All {wanted} {which} are'} ready."
+    if there == wanted:
+        words = f"{'The spare pod is' if wanted == asked == 1 else f'All {wanted} {which} are'} warm."
         return turn.judge("SparesReady", "True", "SparesReady", words)
+    left = [seconds for index in ready(turn) if (seconds := importing(turn, turn.gang.spares[index])) > 0]
+    for seconds in left:
+        turn = turn.look_again(seconds)
     if obstacle is None:
-        words = f"{ready} of {wanted} {which} have started."
-        return turn.judge("SparesReady", "False", "SparesStarting", words)
-    words = f"{ready} of {wanted} {which} are there; the job runs without the rest. {obstacle.message}"
+        counts = {"importing": len(left), "not started yet": wanted - there - len(left)}
+        rest = ", ".join(f"{count} {what}" for what, count in counts.items() if count > 0)
+        return turn.judge("SparesReady", "False", "SparesStarting", f"{there} of {wanted} {which} are warm: {rest}.")
+    words = f"{there} of {wanted} {which} are warm; the job runs without the rest. {obstacle.message}"
     turn = turn.judge("SparesReady", "False", obstacle.reason, words)
     assert turn.snap.rendering is not None
     found = find(turn.status, "SparesReady")
     since = moment(found.last_transition_time) if found else None
     key = f"{turn.snap.namespace}/{turn.snap.name}"
-    waiting = Waiting(key, turn.snap.priority, since or turn.now, wanted - ready, turn.snap.rendering.demand, False,
+    missing = wanted - len(turn.gang.spares) - len(turn.creates)
+    waiting = Waiting(key, turn.snap.priority, since or turn.now, missing, turn.snap.rendering.demand, False,
                       nearness(turn))
     return replace(turn, waiting=turn.waiting or waiting).look_again(LOOK_AGAIN_SECONDS)

@@ -135,6 +135,14 @@ class Case:
         )
         return self.but(pods=pods)
 
+    def warm(self) -> Case:
+        """All pods run, and every spare's supervisor says that it has imported."""
+        case = self.started()
+        members = case.world_spec.members
+        for index in sorted({pod.index for pod in case.snap.pods if not pod.ended} - set(members)):
+            case = case.report(index, "Warm")
+        return case
+
     def report(self, index: int, kind: str, **fields: Any) -> Case:
         """A report by the pod that holds an index, in the current generation; replaces the one it made before."""
         assert self.snap.world is not None

@@ -27,6 +27,7 @@ from trainyard.plan.types import (
 from unit.plan.builders import NOW, RENDERING, TOKEN, UID, books, condition, rank_failure, spec
 
 STEPS = 40
+STARTED, IMPORTED = 3, 6  # ticks after its creation that a container runs, and that a spare's imports are done
 NODES = 6
 DRAIN_TICKS = 2
 
@@ -87,6 +88,7 @@ class Cluster:
     names: set[str] = field(default_factory=set)
     spares: int = 0
     least: int = 3  # minNodes
+    tells: bool = True  # spares say that they are warm; older supervisors did not
 
     def __post_init__(self) -> None:
         self.job = spec(self.nodes, scheduleSeconds=30, spareNodes=self.spares,
@@ -291,7 +293,7 @@ class Cluster:
             pod.view = replace(pod.view, node=pod.view.pinned)
             if (bad := self.bad.get(node or "")) and bad.told <= 0:
                 pod.view = replace(pod.view, phase="Failed", reason="UnexpectedAdmissionError")
-        if not pod.view.finished and pod.age == 3:
+        if not pod.view.finished and pod.age == STARTED:
             pod.view = replace(pod.view, started=True, ready=True, phase="Running", started_at=self.now)
 
     def _current(self, pod: Pod) -> bool:
@@ -313,6 +315,10 @@ class Cluster:
         for pod in mine:
             if not self._current(pod) and pod.dying is None:
                 self._finish(pod, "Failed", 143)
+        for pod in mine:
+            beside = self._current(pod) and pod.view.index not in world.members
+            if self.tells and beside and pod.age >= IMPORTED and (pod.report is None or pod.report.kind != "Warm"):
+                self._report(pod, "Warm")
         complete = len(members) == world.size
         master = next((pod for pod in members.values() if pod.view.uid == world.master.pod_uid), None)
         if world.phase == "Run":

@@ -47,9 +47,9 @@ def test_an_undisturbed_job_needs_few_writes() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(faults_of(ALL), st.sampled_from([0, 1, 2]), st.sampled_from([3, 3, 2, 1]))
-def test_it_always_ends_well(faults: list[tuple[str, int, int]], spares: int, least: int) -> None:
-    cluster = run(Cluster(spares=spares, least=least), faults)
+@given(faults_of(ALL), st.sampled_from([0, 1, 2]), st.sampled_from([3, 3, 2, 1]), st.sampled_from([True, True, False]))
+def test_it_always_ends_well(faults: list[tuple[str, int, int]], spares: int, least: int, tells: bool) -> None:
+    cluster = run(Cluster(spares=spares, least=least, tells=tells), faults)
     assert cluster.acted <= 40 + 40 * (len(faults) + spares)
     # A pod that went with its node before its device was known leaves nothing that tells the cause.
     assert cluster.status.restarts.counted <= cluster.roots + cluster.again + cluster.late

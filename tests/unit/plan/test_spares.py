@@ -14,8 +14,8 @@ from unit.plan.builders import Case, books, condition, job, of_type, placed, ran
 
 
 def with_spares(nodes: int = 2, spares: int = 1, **fields: Any) -> Case:
-    """A gang that trains, its spares started."""
-    case = training(nodes, spareNodes=spares, **fields).settled().started().settled()
+    """A gang that trains, its spares warm."""
+    case = training(nodes, spareNodes=spares, **fields).settled().warm().settled()
     assert case.snap.status.nodes.spare == spares
     return case
 
@@ -35,10 +35,14 @@ def test_spares_are_made_once_all_members_run() -> None:
     assert names(case) == ["j-0-1", "j-1-1", "j-2-1", "j-3-1"], "the gang's have started"
     assert {pod.node for pod in case.snap.pods} == {"n0", "n1", "n2", "n3"}
     assert case.snap.status.nodes.dump() == {"ready": 2, "spare": 0, "desired": 2}
-    assert case.condition("SparesReady")[:2] == ("False", "SparesStarting")
-    case = case.started().settled()
+    words = "0 of 2 spare pods are warm: 2 not started yet."
+    assert case.condition("SparesReady") == ("False", "SparesStarting", words)
+    case = case.pod(2, started=True).settled()
+    words = "0 of 2 spare pods are warm: 1 importing, 1 not started yet."
+    assert case.condition("SparesReady") == ("False", "SparesStarting", words)
+    case = case.warm().settled()
     assert case.snap.status.nodes.spare == 2
-    assert case.condition("SparesReady") == ("True", "SparesReady", "All 2 spare pods are ready.")
+    assert case.condition("SparesReady") == ("True", "SparesReady", "All 2 spare pods are warm.")
     assert case.world_spec.generation == 1
     assert case.condition("Running")[0] == "True"
 
@@ -47,6 +51,37 @@ def test_none_before_the_gang_runs() -> None:
     case = placed(2, spareNodes=1)
     assert names(case) == ["j-0-1", "j-1-1"]
     assert names(case.pod(0, started=True).settled()) == ["j-0-1", "j-1-1"]
+
+
+def test_a_spare_is_warm_once_its_supervisor_says_so() -> None:
+    case = training(2, spareNodes=1).settled().started().settled()
+    assert case.snap.status.nodes.dump() == {"ready": 2, "spare": 0, "desired": 2}
+    assert case.condition("SparesReady")[2] == "0 of 1 spare pods are warm: 1 importing."
+    told = case.report(2, "Warm").settled()
+    assert told.snap.status.nodes.spare == 1
+    assert told.condition("SparesReady") == ("True", "SparesReady", "The spare pod is warm.")
+    later = told.report(1, "RankFailed", failure=rank_failure()).applied()
+    assert (later.world_spec.generation, later.plan().status.nodes.spare) == (2, 1), "what is imported stays"
+    assert case.pod(2, uid="another").plan().status.nodes.spare == 0
+    assert told.pod(2, uid="another").plan().status.nodes.spare == 0, "it was said by an earlier pod"
+
+
+def test_a_spare_whose_supervisor_says_nothing_counts_after_a_minute() -> None:
+    case = training(2, spareNodes=1).settled().started().settled()
+    case = case.pod(2, started_at=case.snap.now).settled()
+    assert case.plan().requeue_after == 60
+    assert case.after(59).plan().status.nodes.spare == 0
+    assert case.after(60).condition("SparesReady")[0] == "True"
+
+
+def test_a_warm_spare_goes_before_one_that_only_runs() -> None:
+    case = training(2, spareNodes=2).settled().started().settled()
+    assert world_of(case.without_pod(1).plan()).places == {"1": 2}, "better than a new pod"
+    warm = case.report(3, "Warm")
+    assert world_of(warm.without_pod(1).plan()).places == {"1": 3}
+    assert world_of(warm.without_pod(0).without_pod(1).plan()).places == {"0": 3, "1": 2}
+    fewer = warm.spec_with(spareNodes=1).settled()
+    assert names(fewer) == ["j-0-1", "j-1-1", "j-3-1"], "the warm one stays"
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -72,7 +107,7 @@ def test_a_spare_takes_the_place_of_a_lost_pod_in_one_write(lost: int) -> None:
 
 
 def test_a_spare_that_was_promoted_can_be_lost_like_any_member() -> None:
-    case = with_spares(2, 1).without_pod(1).applied().started().settled()
+    case = with_spares(2, 1).without_pod(1).applied().warm().settled()
     assert case.world_spec.places == {"1": 2}
     assert case.snap.status.nodes.dump() == {"ready": 2, "spare": 1, "desired": 2}
     made = case.without_pod(2).plan()
@@ -126,7 +161,7 @@ def test_a_spare_that_is_ready_before_the_replacement_takes_the_place() -> None:
     assert (case.world_spec.generation, case.world_spec.places) == (3, {"1": 2})
     assert case.world_spec.cause.kind == "PodLost"
     assert case.snap.status.restarts.total == 1
-    assert case.started().settled().snap.status.nodes.spare == 1, "the replacement is a spare now"
+    assert case.warm().settled().snap.status.nodes.spare == 1, "the replacement is a spare now"
     assert sorted(names(case)) == ["j-0-1", "j-1-2", "j-2-1"]
 
 
@@ -168,7 +203,7 @@ def test_without_room_the_job_runs_and_says_so() -> None:
     assert [(one.index, one.node) for one in of_type(made, CreatePod)] == [(2, "n2")], "as many as there is room for"
     verdict, why, message = condition(made.status, "SparesReady")
     assert (verdict, why) == ("False", "InsufficientResources")
-    assert message.startswith("0 of 2 spare pods are there; the job runs without the rest. ")
+    assert message.startswith("0 of 2 spare pods are warm; the job runs without the rest. ")
     assert condition(made.status, "Running")[0] == "True"
     assert condition(made.status, "Scheduled")[0] == "True"
     assert made.waiting is not None

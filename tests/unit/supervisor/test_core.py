@@ -884,6 +884,32 @@ def test_a_spare_waits_beside_the_gang_and_leaves_with_it() -> None:
     assert found(pod.on(e.WorldSeen(replace(WORLD, phase="Done", version=2))), e.Leave) == [e.Leave(0, True)]
 
 
+@pytest.mark.parametrize("first", [e.WorldSeen(WORLD), e.Imported()])
+def test_a_spare_says_once_a_generation_that_it_is_warm(first: e.Event) -> None:
+    pod = Pod(index=2)
+    other = e.Imported() if isinstance(first, e.WorldSeen) else e.WorldSeen(WORLD)
+    assert not reports(pod.on(first))
+    assert reports(pod.on(other)) == ["Warm"]
+    told = last_report(pod)
+    assert (told["index"], told["incarnation"], told["generation"]) == (2, 1, 1)
+    assert not reports(pod.on(e.WorldSeen(replace(WORLD, version=1))))
+    did = pod.on(e.WorldSeen(replace(WORLD, generation=2)))
+    kinds = [type(action) for action in did if isinstance(action, (e.DropReport, e.WriteReport))]
+    assert kinds == [e.DropReport, e.WriteReport], "what was not written yet is written for this generation"
+    assert not reports(pod.on(e.WorldSeen(replace(WORLD, generation=3, incarnations={1: 2}, places={1: 2})))), "a member"
+
+
+def test_a_member_says_nothing_of_its_imports() -> None:
+    pod = Pod(index=1)
+    assert not reports(pod.on(e.WorldSeen(WORLD), e.Imported()))
+    assert not reports(pod.runs().on(e.Imported()))
+
+
+def test_a_fenced_spare_does_not_say_that_it_is_warm() -> None:
+    pod = Pod(index=2)
+    assert not reports(pod.on(e.WorldSeen(replace(WORLD, incarnations={2: 2})), e.Imported()))
+
+
 def test_a_spare_told_to_end_says_nothing_and_leaves_at_once() -> None:
     pod = Pod(index=2)
     pod.on(e.WorldSeen(WORLD))

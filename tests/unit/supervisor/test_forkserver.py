@@ -213,7 +213,7 @@ def test_imports_that_do_not_bear_a_fork(start: Start, api: FakeApi, modules: Pa
     operator.run(pod)
     assert Path(f"/proc/{rank_of(pod, '1')}/comm").read_text() != "rank 0\n"
     pod.wait_output(f"nothing is imported ahead ({why}); ranks are started one by one")
-    assert len(children_of(pod.process.pid)) == 1
+    wait_for(lambda: len(children_of(pod.process.pid)) == 1, 30, pod.output)  # the server ends after it has said so
 
 
 def test_a_generation_that_comes_during_the_imports(start: Start, api: FakeApi, modules: Path) -> None:
@@ -230,6 +230,31 @@ def test_a_generation_that_comes_during_the_imports(start: Start, api: FakeApi, 
     rank_of(pod, "2")
     assert "up 1" not in pod.output()
     assert len(children_of(pod.process.pid)) == 2
+
+
+def test_a_spare_is_warm_when_its_imports_are_over(start: Start, api: FakeApi, modules: Path) -> None:
+    go = modules / "go"
+    (modules / "slow.py").write_text(f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.02)")
+    operator = Operator(api)
+    operator.put()
+    pod = start(script(modules, LONG), index=1, TRAINYARD_PRELOAD="slow")
+    pod.wait_output("this pod is a spare")
+    assert not api.reports, "it runs, and a rank would have to wait"
+    go.touch()
+    operator.report("Warm", 1)
+    assert IMPORTED in pod.output()
+    operator.put(generation=2)
+    operator.report("Warm", 2)
+
+
+@pytest.mark.parametrize("preload", ["", "odd"])
+def test_a_spare_that_has_nothing_to_import_is_warm_at_once(start: Start, api: FakeApi, modules: Path, preload: str
+                                                            ) -> None:
+    (modules / "odd.py").write_text("raise RuntimeError('no licence')")
+    operator = Operator(api)
+    operator.put()
+    start(script(modules, LONG), index=1, TRAINYARD_PRELOAD=preload)
+    operator.report("Warm", 1)
 
 
 @pytest.mark.parametrize(("program", "works"), [
