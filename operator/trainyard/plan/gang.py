@@ -85,7 +85,8 @@ def _imported(snap: Snapshot, spares: Mapping[int, PodView]) -> frozenset[int]:
     """Of whatever generation: what a process has imported stays."""
     if not spares:
         return frozenset()
-    told = {report.spec.pod_uid for report in snap.reports if report.spec.kind == "Warm" and report.spec.job == snap.uid}
+    said = (report.spec for report in snap.reports if report.spec.kind == "Warm" and report.spec.job == snap.uid)
+    told = {spec.pod_uid for spec in said}
     return frozenset(index for index, pod in spares.items() if pod.uid in told)
 
 
