@@ -173,8 +173,8 @@ class Driver:
         self._compare(case, journal, result)
 
     def _settled(self, case: Case, scene: Scene, steps: int) -> bool:
-        """Wait until the job is whole again: steps, copies on other nodes, warm spares, an operator that leads. False if
-        it is too near its end."""
+        """Wait until the job is whole again: steps, copies on other nodes, warm spares, an operator that leads. False
+        if it is too near its end."""
         journal, job = scene.journal, scene.job
 
         def whole() -> bool:
