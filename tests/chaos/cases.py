@@ -32,7 +32,7 @@ class Case:
     total: int = 1  # and to status.restarts.total
     pods: int = 0  # at most that are replaced; all others stay
     lost: int = 0  # finished steps at most that are computed again
-    within: float = 60.0  # s after which it has failed
+    within: float = 30.0  # s after which it has failed
     aim: float | None = None  # s, median
     beyond: str = ""  # the aim is so much more than the median of this case
     apart: bool = False  # only while no two members share a node; what replaces a lost one may have no other place
@@ -71,7 +71,7 @@ CASES = (
     Case("8b", "a container killed for want of memory", memory.run_out(True), ("RankFailed",), lost=1, pods=1,
          counted=1),
     Case("9", "a bit flipped on disk, memory lost", memory.flip_on_disk, ("PodLost",), lost=3 * EVERY, pods=2,
-         check=memory.older_was_used),
+         steps=2 * EVERY, check=memory.older_was_used),
     Case("9b", "a bit flipped in memory", memory.flip_in_memory, ("RankFailed",), counted=1,
          check=memory.memory_was_used),
     Case("10", "the checkpoint's disk full for a while", disk.fill, (), total=0, steps=2 * EVERY, small_disk=True,
@@ -81,11 +81,11 @@ CASES = (
     Case("12", "a rank slowed three times for a minute and more", faults.slow_rank(1), (), total=0,
          seconds=faults.NAMED_WITHIN, check=faults.straggler_is_named),
     Case("13", "SIGKILL of a rank, then of the leading operator", faults.kill_rank_and_operator, ("RankFailed",),
-         counted=1, lost=1),
+         counted=1, lost=1, within=60),
     Case("14", "SIGKILL of a rank while the API server is away for 30 s", nodes.kill_rank_without_api, ("RankFailed",),
          told=False, total=0, aim=3.0, beyond="1", seconds=nodes.AWAY, check=nodes.told_without_api),
     Case("15", "two of three nodes cut from the network at once", nodes.cut(2), LOST_NODE, lost=3 * EVERY,
-         pods=2, nodes=3, apart=True),
+         pods=2, nodes=3, apart=True, within=60),
     Case("16", "a fault every minute: rank, rank 0, pod", faults.in_turn(
         faults.kill_rank(1), faults.kill_rank(0), faults.delete_pod(1)), ("RankFailed", "PodLost"), lost=1, pods=1,
          counted=None, spares=1, every=60, throughput=0.97),

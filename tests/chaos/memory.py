@@ -28,6 +28,7 @@ time.sleep(60)
 """
 ROOM = 32 << 20  # bytes above what is used, once memory is short
 OOM_WITHIN = 20.0  # s
+CHECKPOINTS = 60.0  # s that two of them may take
 SENT_AFTER = 0.5  # s that a copy takes to reach the other pod, at most
 
 
@@ -103,6 +104,8 @@ def flip(path: Path) -> None:
 
 def flip_on_disk(scene: Scene) -> float:
     """Both pods are lost, and with them all that is in memory; then a bit of the newest checkpoint turns."""
+    root = scene.yard.volume(scene.namespace) / scene.job.name
+    scene.wait("two checkpoints", lambda: sum(found.marker is not None for found in folders.scan(root)) > 1, CHECKPOINTS)
     ranks = [scene.rank(place) for place in (0, 1)]
     names = [scene.pod_name(place) for place in (0, 1)]
     at = time.time()
@@ -111,7 +114,6 @@ def flip_on_disk(scene: Scene) -> float:
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError):
             _death(rank)
-    root = scene.yard.volume(scene.namespace) / scene.job.name
     newest = next(found for found in folders.scan(root) if found.marker is not None)
     flip(next(iter(sorted(newest.path.glob("*.distcp")))))
     scene.kept["damaged"] = newest.path.name
