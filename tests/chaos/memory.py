@@ -105,7 +105,7 @@ def flip(path: Path) -> None:
 def flip_on_disk(scene: Scene) -> float:
     """Both pods are lost, and with them all that is in memory; then a bit of the newest checkpoint turns."""
     root = scene.yard.volume(scene.namespace) / scene.job.name
-    scene.wait("two checkpoints", lambda: sum(found.marker is not None for found in folders.scan(root)) > 1, CHECKPOINTS)
+    scene.wait("two checkpoints", lambda: sum(each.marker is not None for each in folders.scan(root)) > 1, CHECKPOINTS)
     ranks = [scene.rank(place) for place in (0, 1)]
     names = [scene.pod_name(place) for place in (0, 1)]
     at = time.time()

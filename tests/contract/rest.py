@@ -75,12 +75,13 @@ class Rest:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def request(self, method: str, path: str, body: Object | None = None, content: str = "application/json",
+    def request(self, method: str, path: str, body: Object | bytes | None = None, content: str = "application/json",
                 **query: str) -> Answer:
         """One request; refusals are answers, not exceptions."""
         headers = {**self._headers, "Accept": "application/json", "Content-Type": content}
         target = f"{path}?{urlencode(query)}" if query else path
-        self._connection.request(method, target, None if body is None else json.dumps(body), headers)
+        self._connection.request(method, target, body if body is None or isinstance(body, bytes) else json.dumps(body),
+                                 headers)
         response = self._connection.getresponse()
         flow_schema = response.headers.get("X-Kubernetes-Pf-Flowschema-Uid", "")
         return Answer(response.status, json.loads(response.read()), flow_schema)
@@ -93,7 +94,7 @@ class Rest:
         """Merge patch."""
         return self.request("PATCH", path, body, "application/merge-patch+json", fieldValidation="Strict", **query)
 
-    def apply(self, path: str, body: Object, **query: str) -> Answer:
+    def apply(self, path: str, body: Object | bytes, **query: str) -> Answer:
         """Server-side apply."""
         return self.request("PATCH", path, body, "application/apply-patch+yaml", fieldManager="test", force="true",
                             **query)

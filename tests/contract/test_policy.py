@@ -13,6 +13,8 @@ from chart.helm import NAMESPACE as OPERATOR_NAMESPACE
 from contract.apiserver import ApiServer
 from contract.manifests import changed, report, world
 from contract.rest import GROUP, Answer, Rest
+from supervisor.report import as_yaml
+from trainyard.kube.client import APPLY, encoded
 
 TENANT, OTHER = "policy-tenant", "policy-other"
 _RBAC = "rbac.authorization.k8s.io"
@@ -98,6 +100,27 @@ def test_a_pod_writes_and_rewrites_its_own_report(worker: Worker) -> None:
     assert (again.status, again.body["spec"]["kind"]) == (200, "Stopping"), str(again)
     assert worker.rest.patch(mine, {"spec": {"sequence": 3}}).ok
     assert worker.rest.get(mine).ok
+
+
+SAID = {
+    "gloo": "GLHF! \U0001f3d6\ufe0f",  # of every connection that breaks
+    "all": "".join(map(chr, (*range(0xd7ff), *range(0xe000, 0x11000), 0x10ffff))),
+    "escaped": "a literal \\ud83c\\udfd6 and \\\\u0000",
+    "half": "half a character: \ud83c",
+}
+
+
+@pytest.mark.parametrize("said", list(SAID.values()), ids=list(SAID))
+def test_whatever_a_rank_prints_its_report_comes_through(worker: Worker, said: str) -> None:
+    mine = f"{reports()}/{worker.pod}"
+    for start in range(0, len(said), 4096):
+        text = said[start:start + 4096]
+        failure = {"root": False, "rank": 0, "exitCode": 1, "text": text}
+        spec = worker.report(spec__kind="RankFailed", spec__sequence=start + 1, spec__failure=failure)
+        answer = worker.rest.apply(mine, as_yaml(spec))
+        assert answer.ok, str(answer)
+        assert answer.body["spec"]["failure"]["text"] == text.replace("\ud83c", "?")
+        assert encoded(spec, APPLY) == as_yaml(spec), "what operator and agent apply comes through as well"
 
 
 def test_a_pod_creates_its_report_without_a_label(worker: Worker) -> None:

@@ -14,6 +14,7 @@ import urllib.parse
 from typing import Any, Callable, Dict, Mapping, Optional
 
 from supervisor import events as e
+from supervisor.report import as_yaml, wordless
 
 GROUP = "trainyard.dev/v1alpha1"
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -290,21 +291,23 @@ class Api:
             self._wake.notify_all()
 
     def _apply(self, connection: Connection, spec: Dict[str, Any]) -> None:
-        manifest = {
+        manifest: Dict[str, Any] = {
             "apiVersion": GROUP, "kind": "Report",
             "metadata": {
                 "name": self._pod, "labels": {"trainyard.dev/job": self._job},
                 "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": self._pod, "uid": self._uid}],
             },
-            "spec": spec,
         }
-        body = json.dumps(manifest).encode()
-        try:
-            connection.request("PATCH", self._report_path, body, "application/apply-patch+yaml").read()
-        except Refused as refused:
-            if refused.status not in (400, 422):
-                raise
-            self._say(f"the API does not take this report ({refused}); going on without it: {json.dumps(spec)[:500]}")
+        for words, content in (("words", spec), ("it", wordless(spec))):
+            manifest["spec"] = content
+            try:
+                connection.request("PATCH", self._report_path, as_yaml(manifest), "application/apply-patch+yaml").read()
+                break
+            except Refused as refused:
+                if refused.status not in (400, 422):
+                    raise
+                self._tell(f"the API does not take this report ({refused}); going on without {words}: "
+                           f"{json.dumps(content)[:500]}")
         self._answered()
 
     # Both -------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+import re
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from supervisor.events import Exit, HangSeen, Member, Run
@@ -11,12 +13,34 @@ REASON = 1024  # characters, as the API allows
 TEXT = 4096
 WARNINGS = 5
 POSITIONS = 256
+NUMBERS = ("step", "steps", "durableStep", "memoryStep", "connectedAt", "restoredAt", "firstStepAt")  # of progress
+# Characters that YAML 1.1 (section 5.1) takes for line breaks, or not at all.
+_UNPRINTABLE = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def timestamp(wall: float) -> str:
     """RFC 3339 with microseconds, from seconds since 1970."""
     moment = datetime.datetime.fromtimestamp(wall, datetime.timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def as_yaml(manifest: Mapping[str, Any]) -> bytes:
+    """JSON that is YAML as well, which server-side apply is read as: there a character beyond 16 bits cannot be escaped
+    by halves, as JSON does, nor may some others stand for themselves. What is no character becomes `?`."""
+    text = json.dumps(manifest, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode("utf-8", "replace")
+
+
+def wordless(spec: Mapping[str, Any]) -> Dict[str, Any]:
+    """The same without all that was said by others than the supervisor: what the gang needs to go on."""
+    bare = {name: value for name, value in spec.items() if name != "warnings"}
+    for name, words in (("failure", ("reason", "text")), ("hang", ("reason", "text", "positions")),
+                        ("check", ("reason",))):
+        if name in bare:
+            bare[name] = {key: value for key, value in bare[name].items() if key not in words}
+    if "progress" in bare:
+        bare["progress"] = {key: bare["progress"][key] for key in NUMBERS if key in bare["progress"]}
+    return bare
 
 
 def stepped(progress: Mapping[str, Any], start: int) -> bool:

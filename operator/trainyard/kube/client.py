@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import ssl
 import time
@@ -27,6 +28,8 @@ from yarl import URL
 Object = dict[str, Any]
 
 APPLY = "application/apply-patch+yaml"
+# Characters that YAML 1.1 (section 5.1) takes for line breaks, or not at all.
+_UNPRINTABLE = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
@@ -173,7 +176,7 @@ class Client:
             timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, _CONNECT_SECONDS))
             async with self._connected().request(
                     method, self._url(path, query), headers=headers, timeout=timeout,
-                    data=None if body is None else json.dumps(body)) as response:
+                    data=None if body is None else encoded(body, content_type)) as response:
                 status = response.status
                 raw = await response.read()
                 self.server_time = _date(response.headers.get("Date")) or self.server_time
@@ -221,6 +224,15 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         for line in whole:
             if line:
                 yield line
+
+
+def encoded(body: Any, content_type: str) -> bytes:
+    """A body as JSON. What is applied is read as YAML: there a character beyond 16 bits cannot be escaped by halves, as
+    JSON does, nor may some others stand for themselves."""
+    if content_type != APPLY:
+        return json.dumps(body).encode()
+    text = json.dumps(body, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode("utf-8", "replace")
 
 
 def _proxy(server: str) -> str | None:

@@ -24,6 +24,7 @@ class FakeApi:
         self.status: int | None = None  # answer everything with this status
         self.closes = False  # end the connection after every answer, and say so
         self.nonsense = False  # answers are no objects
+        self.unwelcome = ""  # reports with this word are refused
         self._version = 0
         self._watchers: list[tuple[str, queue.Queue[dict[str, Any] | None]]] = []
         self._lock = threading.Lock()
@@ -166,8 +167,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def do_PATCH(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(raw)
         if self._refused():
+            return
+        if self.fake.unwelcome and self.fake.unwelcome.encode() in raw:
+            self._answer(422, {"message": "the test says so"})
             return
         pod = urllib.parse.urlsplit(self.path).path.removeprefix(BASE + "reports/")
         if self.headers["Content-Type"] != "application/apply-patch+yaml":

@@ -68,3 +68,19 @@ def test_an_answer_that_is_no_object_is_told_and_asked_for_again(talk: Talk) -> 
     talk.fake.nonsense = False
     talk.wait(e.WorldSeen)
     talk.report(2)
+
+
+def test_a_report_that_the_server_does_not_take_is_written_without_words(talk: Talk) -> None:
+    """Whatever is wrong with them: the gang must not wait for it for ever."""
+    talk.wait(e.WorldSeen)
+    talk.fake.unwelcome = "rude"
+    talk.api.write({
+        "kind": "RankFailed", "generation": 1, "sequence": 1, "warnings": [{"reason": "R", "message": "rude"}],
+        "failure": {"root": True, "rank": 3, "exitCode": 1, "reason": "rude", "text": "rude"},
+        "progress": {"step": 7, "durableStep": 5, "activity": "rude"}})  # fmt: skip
+    spec = talk.fake.wait_report(lambda _, spec: spec["sequence"] == 1, 20)
+    assert spec["failure"] == {"root": True, "rank": 3, "exitCode": 1}
+    assert spec["progress"] == {"step": 7, "durableStep": 5}
+    assert "warnings" not in spec
+    (said,) = talk.said
+    assert "going on without words" in said
