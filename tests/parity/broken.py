@@ -130,12 +130,22 @@ def experts_limited_by_each_rank() -> None:
     module.dist = Alone()
 
 
+def halves_in_an_order_of_each_rank() -> None:
+    """Odd ranks begin with the other half of a micro-batch, so that collectives of different halves meet."""
+    import torch.distributed as dist
+    from trainer.parallel import halves
+
+    right = halves.in_turns
+    halves.in_turns = lambda first, second: (
+        right(second, first)[::-1] if dist.get_rank() % 2 else right(first, second))
+
+
 DAMAGES: dict[str, Callable[[], None]] = {
     "none": lambda: None, **{one.__name__: one for one in (
         no_reduce_of_replicas, wrong_scale, no_reduce_in_attention, norms_counted_by_every_rank,
         loss_of_a_part_of_the_vocabulary, same_samples_everywhere, dead_embedding, positions_from_zero,
         ring_without_causal_order, gradients_divided_by_micro_batches, experts_balanced_by_each_rank,
-        experts_not_averaged, experts_limited_by_each_rank)}}
+        experts_not_averaged, experts_limited_by_each_rank, halves_in_an_order_of_each_rank)}}
 
 
 def apply(name: str) -> None:

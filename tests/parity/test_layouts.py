@@ -67,6 +67,7 @@ MIXTURES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (2, {"expert": 2}, {"experts": {"capacityFactor": 0.8}}),
     (4, {"context": 2, "shard": 2, "expert": 2}, {"experts": {"capacityFactor": 0.8},
                                                    "activationCheckpointing": "selective"}),
+    (2, {"expert": 2}, {"twoBatchOverlap": True}),
     (4, {"shard": 4}, {"model": {"num_local_experts": 3}}),  # they do not go evenly over ranks: each is cut
 ]
 
@@ -87,6 +88,9 @@ VARIANTS: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (4, {"tensor": 2, "shard": 2}, {"model": {"tie_word_embeddings": True}}),
     (2, {"shard": 2}, {"optimizer": {"learningRate": 1e-3, "warmupSteps": 1, "offload": True}}),
     (4, {"context": 4, "ulysses": 4}, {"model": {"num_key_value_heads": 2}}),  # key-value heads are copied
+    (2, {"tensor": 2}, {"twoBatchOverlap": True, "microBatchSize": 4}),
+    (2, {"context": 2}, {"twoBatchOverlap": True, "microBatchSize": 4, "documents": True,
+                         "activationCheckpointing": "selective"}),
 ]
 
 
@@ -149,11 +153,14 @@ def test_bf16_stays_near(tmp_path: Path, truths: Path, ranks: int, parallel: dic
     (2, {"shard": 2}, "experts_balanced_by_each_rank"),
     (2, {"expert": 2}, "experts_not_averaged"),
     (2, {"expert": 2}, "experts_limited_by_each_rank"),
+    (2, {"context": 2}, "halves_in_an_order_of_each_rank"),
 ], ids=lambda case: case[2])
 def test_a_broken_layout_is_noticed(tmp_path: Path, truths: Path, damage_of: tuple[int, dict[str, Any], str]) -> None:
     ranks, parallel, damage = damage_of
     family = "mixtral" if damage.startswith("experts") else "llama2"
-    limited = {"experts": {"capacityFactor": 0.8}} if "limited" in damage else {}
-    off = run(tmp_path, truths, ranks, damage, family=family, parallel=parallel, **limited)
+    fields: dict[str, Any] = {"experts": {"capacityFactor": 0.8}} if "limited" in damage else {}
+    if damage.startswith("halves"):
+        fields = {"twoBatchOverlap": True, "microBatchSize": 4}
+    off = run(tmp_path, truths, ranks, damage, family=family, parallel=parallel, **fields)
     print(off.text)
     assert not off.within(LOSS * 10, GRADIENT * 10), off.text

@@ -18,7 +18,7 @@ from trainyard.layout.autotune import Candidate
 
 from trainer import planned
 from trainer.errors import ConfigError
-from trainer.parallel.layout import Layout, check_micro_batches, complete
+from trainer.parallel.layout import Layout, check_micro_batches, complete, overlapping
 
 ASKED = "asked.json"  # beside the configuration of a job: the same as the manifest has it
 CANDIDATES = "candidates.json"  # likewise: layouts that are measured before one is chosen
@@ -180,12 +180,12 @@ def rendezvous_defaults() -> None:
 
 def layout(config: TrainConfig, world_size: int) -> Layout:
     """The layout that was asked for, completed. Raises ConfigError if it does not fit the number of ranks or the
-    activation checkpointing."""
+    activation checkpointing, or has nothing to overlap."""
     found = complete(config.parallel, world_size)
     if found.schedule == "ZBV" and config.activation_checkpointing == "selective":
         raise ConfigError("train.activationCheckpointing should be none or full with schedule ZBV, found selective: "
                           "ZBV goes backward through a block twice, for its input and for its weights")
-    return found
+    return overlapping(found, config.micro_batch_size) if config.two_batch_overlap else found
 
 
 def batch_size(config: TrainConfig, layout: Layout) -> int:

@@ -5,17 +5,13 @@ judged."""
 
 from __future__ import annotations
 
-import functools
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed import _functional_collectives as functional
 
+from trainer import waits
 from trainer.parallel.layout import Layout
 
 EVERY = 10.0  # s between two comparisons
@@ -32,33 +28,18 @@ class OwnTime:
     """This rank's own seconds a batch, since the last comparison."""
 
     def __init__(self) -> None:
-        self._waited = 0.0  # s in the main thread, since the process began
-        self._thread = threading.get_ident()
+        self._waited = 0.0  # s
         self._own, self._batches = 0.0, 0
         self._began = self._since = time.perf_counter()
 
     def measure_waits(self) -> None:
-        """From now on, time every wait for a collective or a message of this thread. torch has no hook for that: its
-        two functions that wait are wrapped; saving and copying wait in threads of their own."""
-        self._wrap(dist.Work, "wait")
-        self._wrap(functional, "wait_tensor")
+        """From now on, time every wait of this thread, and of one that computes for it, for a collective or a
+        message."""
+        waits.watch()
+        waits.this_thread.waited = self._add
 
-    def _wrap(self, owner: Any, name: str) -> None:
-        wait = getattr(owner, name)
-        wait = getattr(wait, "untimed", wait)  # what an earlier generation in this process has wrapped
-
-        @functools.wraps(wait)
-        def timed(*arguments: Any, **options: Any) -> Any:
-            if threading.get_ident() != self._thread:
-                return wait(*arguments, **options)
-            began = time.perf_counter()
-            try:
-                return wait(*arguments, **options)
-            finally:
-                self._waited += time.perf_counter() - began
-
-        timed.untimed = wait  # type: ignore[attr-defined]
-        setattr(owner, name, timed)
+    def _add(self, seconds: float) -> None:
+        self._waited += seconds
 
     def begin(self) -> None:
         """A batch begins."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile, record_function
 from trainyard.api.train import ProfileConfig
 
@@ -69,7 +70,10 @@ class Timeline:
         if step == self._asked.first:
             devices = {"cuda": ProfilerActivity.CUDA, "npu": getattr(ProfilerActivity, "PrivateUse1", None)}
             found = [ProfilerActivity.CPU, devices.get(self._gang.device.type)]
-            self._profile = profile(activities=[one for one in found if one is not None], acc_events=True)
+            # halves of a micro-batch have a thread each; else others, such as that of a save, are nobody's time
+            threads = _ExperimentalConfig(profile_all_threads=self._layout.overlap)
+            self._profile = profile(activities=[one for one in found if one is not None], acc_events=True,
+                                    experimental_config=threads)
             self._profile.start()
             self._notes()
         if self._profile is not None:

@@ -206,6 +206,12 @@ class TrainConfig(Model):
          "batchSize must be a multiple of microBatchSize"),
         ("!has(self.experts) || (has(self.model.family) && self.model.family == 'mixtral')",
          "experts is for model.family mixtral; leave it out"),
+        ("!has(self.twoBatchOverlap) || !self.twoBatchOverlap || !has(self.microBatchSize) || "
+         "self.microBatchSize % 2 == 0",
+         "microBatchSize must be even with twoBatchOverlap"),
+        ("!has(self.twoBatchOverlap) || !self.twoBatchOverlap || !has(self.experts) || "
+         "!has(self.experts.capacityFactor)",
+         "experts.capacityFactor counts tokens over a whole micro-batch; it cannot be set with twoBatchOverlap"),
     ))
 
     model: ModelConfig
@@ -228,6 +234,11 @@ class TrainConfig(Model):
     micro_batch_size: Annotated[int, Field(ge=1, le=1 << 16)] = 1
     """Samples that a rank, or a group that shares samples (tensor, context), computes at a time; gradients are
     accumulated until batchSize is reached. Left out, it is chosen with the layout."""
+    two_batch_overlap: bool = False
+    """Compute a micro-batch in two halves, by turns: while one half's collectives are on their way the other computes
+    (also known as multi-copy). Results are the same. For tensor, context or expert parallelism, with an even
+    microBatchSize, without schedule ZBV, experts.capacityFactor and dropout. It is worth it where the host queues work
+    on a device and what blocks communicate is not small against what they compute."""
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     """The optimizer and its schedule."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -262,6 +273,15 @@ class TrainConfig(Model):
     def _whole_micro_batches(self) -> Self:
         if self.batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError("batchSize must be a multiple of microBatchSize")
+        return self
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if self.two_batch_overlap and "micro_batch_size" in self.model_fields_set and self.micro_batch_size % 2:
+            raise ValueError("microBatchSize must be even with twoBatchOverlap")
+        if self.two_batch_overlap and self.experts is not None and self.experts.capacity_factor is not None:
+            raise ValueError("experts.capacityFactor counts tokens over a whole micro-batch; it cannot be set with "
+                             "twoBatchOverlap")
         return self
 
     @model_validator(mode="after")

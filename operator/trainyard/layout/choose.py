@@ -154,7 +154,9 @@ def _schedules(work: Workload, mesh: Layout) -> Iterator[Layout]:
                 continue
             stages = mesh.pipeline * chunks
             layers = tuple(work.asked.stage_layers or split(work.shape, work.sequence, stages)) if stages > 1 else ()
-            yield replace(mesh, micro=micro, schedule=schedule, stage_layers=layers)
+            shaped = replace(mesh, micro=micro, schedule=schedule, stage_layers=layers)
+            if not work.overlap or legal.overlap_works(shaped):
+                yield shaped
 
 
 def _kinds(work: Workload, pipeline: int) -> list[tuple[Schedule, int]]:

@@ -27,6 +27,7 @@ def check(work: Workload) -> None:
     _check_expert(work)
     _check_product(work)
     _check_batch(work)
+    _check_overlap(work)
 
 
 def tensor_sizes(work: Workload) -> list[int]:
@@ -71,6 +72,7 @@ def legal(work: Workload, layout: Layout) -> bool:
         and max(1, work.shape.experts) % layout.expert == 0
         and (not work.shape.experts or layout.pipeline == 1)
         and layout.sharding % layout.expert == 0
+        and (not work.overlap or overlap_works(layout))
     )  # fmt: skip
 
 
@@ -90,6 +92,13 @@ def zbv_works(zero: int, recompute: str | None) -> bool:
     """Whether ZBV, which computes weight gradients later than those of activations, goes with these: ZeRO-3 would have
     let go of the parameters in between, selective recomputation of its results."""
     return zero == 2 and recompute != "selective"
+
+
+def overlap_works(layout: Layout) -> bool:
+    """Whether the halves of a micro-batch can overlap: there are two, their blocks communicate, and a block's backward
+    pass is done at once."""
+    communicates = layout.tensor * layout.context * layout.expert > 1
+    return layout.micro % 2 == 0 and communicates and layout.schedule != "ZBV"
 
 
 def least_micro_batches(schedule: str | None, ranks: int) -> int:
@@ -220,6 +229,22 @@ def _check_batch(work: Workload) -> None:
                             f"are {near}")
 
 
+def _check_overlap(work: Workload) -> None:
+    asked, micro = work.asked, work.micro
+    if not work.overlap:
+        return
+    if micro is not None and micro % 2:
+        raise InvalidLayout("train.microBatchSize", f"{micro}, but twoBatchOverlap halves it; the nearest legal values "
+                                                    f"are {nearest(micro, [n for n in (micro - 1, micro + 1) if n])}")
+    if asked.schedule == "ZBV":
+        raise InvalidLayout(f"{PARALLEL}.schedule", "ZBV, but twoBatchOverlap needs a block's backward pass to be done "
+                                                    "at once; use 1F1B or Interleaved1F1B")
+    if asked.tensor == asked.context == 1 and (asked.expert == 1 or not work.shape.experts):
+        raise InvalidLayout("train.twoBatchOverlap", "hides the communication of tensor, context and expert "
+                                                     "parallelism, but parallel has them at 1; leave one of them open "
+                                                     "or twoBatchOverlap out")
+
+
 def nothing_left(work: Workload, layouts: Callable[[Workload], Iterable[Layout]]) -> InvalidLayout:
     """Every field is good by itself, but no layout has them all: name the first that another value would do for, with
     the others as they are; `layouts` enumerates those of a workload. If no single change would do, say what may be
@@ -240,6 +265,8 @@ def _others(work: Workload, without: str = "") -> str:
     asked = work.asked.model_dump(exclude_none=True)
     said = [f"{name} {asked[name]}" for name in (*SIZES, "expert", "ulysses", "schedule")
             if name in asked and name != without]  # fmt: skip
+    if work.overlap:
+        said.append("twoBatchOverlap (an even micro-batch; tensor, context or expert above 1)")
     return ", ".join(said) or "nothing else set"
 
 
@@ -264,6 +291,8 @@ def _no_single_change(work: Workload) -> InvalidLayout:
     stated = ", ".join(f"{name} {value}" for name, value in said.items()) or "nothing set"
     widest = max((n for n in divisors(work.batch // (work.micro or 1)) if work.ranks % n == 0), default=1)
     field = next(iter(said), "data") if said else ""
+    if work.overlap:
+        stated += ", twoBatchOverlap (an even micro-batch; tensor, context or expert above 1)"
     return InvalidLayout(
         f"{PARALLEL}.{field}" if field else "train.batchSize",
         f"no layout of {work.ranks} ranks is legal with {stated}: a batch of {work.batch} samples feeds at most "

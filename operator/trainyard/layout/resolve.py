@@ -24,12 +24,18 @@ def of_train(train: TrainConfig, ranks: int, per_node: int, hardware: Hardware,
     if sequence > shape.positions:
         raise InvalidLayout("train.data.sequenceLength", f"should be at most the model's max_position_embeddings, "
                                                          f"{shape.positions}, found {sequence}")
+    for name in ("attention_dropout", "router_jitter_noise") if train.two_batch_overlap else ():
+        if known.get(name):
+            raise InvalidLayout("train.twoBatchOverlap", f"should be false for a model that draws at random: its {name} "
+                                                         f"is {known[name]}, not 0")
     micro = train.micro_batch_size if "micro_batch_size" in train.model_fields_set else None
     least = 2 if train.parallel.schedule == "ZBV" else 1  # ZBV wants twice as many micro-batches as ranks
-    batch = train.batch_size if train.batch_size is not None else (micro or 1) * ranks * least
+    smallest = micro or (2 if train.two_batch_overlap else 1)
+    batch = train.batch_size if train.batch_size is not None else smallest * ranks * least
     recompute = train.activation_checkpointing if "activation_checkpointing" in train.model_fields_set else None
     return Workload(shape, ranks, hardware.with_node(per_node), sequence, batch, precision(train, hardware),
-                    train.parallel, micro, recompute, train.optimizer.offload and hardware.name != "CPU")  # fmt: skip
+                    train.parallel, micro, recompute, train.optimizer.offload and hardware.name != "CPU",
+                    train.two_batch_overlap)  # fmt: skip
 
 
 def precision(train: TrainConfig, hardware: Hardware) -> Precision:

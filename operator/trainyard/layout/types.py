@@ -29,6 +29,7 @@ class Workload:
     micro: int | None = None
     recompute: Recompute | None = None
     offload: bool = False  # optimizer state in the host's memory
+    overlap: bool = False  # train.twoBatchOverlap
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,7 @@ def test_both_refuse_every_field_that_is_out_of_bounds(name: str) -> None:
     if name == "job":
         del good["command"], good["preload"]  # train it is
         good["train"]["model"] |= {"family": "mixtral", "size": "8x7b"}  # experts are set, too
+        good["train"]["twoBatchOverlap"] = False  # it goes not with all of them
     assert list(VALIDATORS[name].iter_errors(good)) == []
     TYPES[name].model_validate(good)
     tried = 0
@@ -154,6 +155,11 @@ def test_both_refuse_every_field_that_is_out_of_bounds(name: str) -> None:
                                "experts": {"capacityFactor": 1.25}}}, "experts is for model.family mixtral"),
     ({"numNodes": 1, "train": {"model": {"size": "8x7b", "family": "mixtral"}, "data": {"sources": [{"path": "/a"}]},
                                "steps": 1, "experts": {"moveAbove": 1.2}}}, "moveAbove needs moveEvery"),
+    ({"numNodes": 1, "train": {"model": {"size": "8x7b", "family": "mixtral"}, "data": {"sources": [{"path": "/a"}]},
+                               "steps": 1, "twoBatchOverlap": True, "experts": {"capacityFactor": 1.2}}},
+     "counts tokens over a whole micro-batch"),
+    ({"numNodes": 1, "train": {"model": {"size": "tiny"}, "data": {"sources": [{"path": "/a"}]}, "steps": 1,
+                               "batchSize": 3, "microBatchSize": 3, "twoBatchOverlap": True}}, "must be even"),
 ])
 def test_pydantic_refuses_by_the_same_rules(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):

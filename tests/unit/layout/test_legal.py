@@ -49,6 +49,12 @@ REFUSED: list[tuple[dict[str, Any], int, dict[str, Any], str, str]] = [
     ({"pipeline": 2}, 2, {"config": {"tie_word_embeddings": True}}, "train.parallel.pipeline", "the only legal value"),
     ({}, 8, {"sequence": 8192}, "train.data.sequenceLength", "at most .* 4096, found 8192"),
     ({}, 8, {"config": {"num_key_value_heads": 3}}, "train.model.config.num_key_value_heads", "should divide"),
+    ({"pipeline": 2, "schedule": "ZBV"}, 8, {"twoBatchOverlap": True}, "train.parallel.schedule", "use 1F1B"),
+    ({"tensor": 1, "context": 1}, 8, {"twoBatchOverlap": True}, "train.twoBatchOverlap", "hides the communication"),
+    ({"shard": 8}, 8, {"twoBatchOverlap": True, "batchSize": 64}, "train.parallel.shard", "tensor, context or expert "),
+    ({"tensor": 2}, 2, {"twoBatchOverlap": True, "batchSize": 3}, "train.parallel.tensor", "an even micro-batch"),
+    ({"tensor": 2}, 2, {"twoBatchOverlap": True, "config": {"attention_dropout": 0.1}}, "train.twoBatchOverlap",
+     "its attention_dropout is 0.1"),
     ({}, 7, {"batchSize": 5, "sequence": 64}, "train.batchSize", "a batchSize that is a multiple of 7 always works"),
 ]
 
@@ -68,6 +74,7 @@ KEPT: list[tuple[dict[str, Any], int, dict[str, Any]]] = [
     ({"context": 8, "ulysses": 2}, 8, {}),
     ({"context": 4, "tensor": 2, "shard": 1}, 8, {}),
     ({"expert": 2, "shard": 4}, 4, {"config": {"num_local_experts": 4}}),
+    ({"tensor": 2}, 4, {"twoBatchOverlap": True}),
 ]
 
 
@@ -78,3 +85,4 @@ def test_kept(parallel: dict[str, Any], ranks: int, fields: dict[str, Any]) -> N
     best = choose(work).best.layout
     found = {name: list(value) if isinstance(value := getattr(best, name), tuple) else value for name in said}
     assert found == said
+    assert not work.overlap or best.micro % 2 == 0

@@ -109,6 +109,33 @@ def test_even_stages(stages: int, more: int, vocabulary: int) -> None:
     assert max(layers[:-1], default=0) - min(layers[:-1], default=0) <= 1
 
 
+@pytest.mark.parametrize(("micro", "ranks", "parallel", "message"), [
+    (4, 2, {"tensor": 2}, None),
+    (2, 2, {"context": 2}, None),
+    (2, 2, {"expert": 2}, None),
+    (1, 2, {"tensor": 2}, "microBatchSize should be even with twoBatchOverlap, found 1; legal values nearest to it: 2"),
+    (2, 2, {}, "needs tensor, context or expert parallelism"),
+    (2, 4, {"tensor": 2, "pipeline": 2, "schedule": "ZBV"}, "schedule should be 1F1B or Interleaved1F1B"),
+])
+def test_what_overlaps(micro: int, ranks: int, parallel: dict[str, Any], message: str | None) -> None:
+    fields = train(twoBatchOverlap=True, parallel=parallel)
+    asked = fields.model_copy(update={"micro_batch_size": micro})
+    if message is None:
+        found = config.layout(asked, ranks)
+        assert found.overlap
+        assert "two-batch overlap" in str(found)
+        return
+    with pytest.raises(ConfigError) as raised:
+        config.layout(asked, ranks)
+    assert message in str(raised.value)
+
+
+def test_dropout_does_not_overlap() -> None:
+    layout = config.layout(train(twoBatchOverlap=True, microBatchSize=2, parallel={"tensor": 2}), 2)
+    with pytest.raises(ConfigError, match=r"attention_dropout is 0\.1"):
+        fit(layout, {**MODEL, "attention_dropout": 0.1}, 64)
+
+
 def test_batch_size() -> None:
     assert config.batch_size(train(microBatchSize=2), layout_of(4)) == 8
     assert config.batch_size(train(batchSize=24, microBatchSize=2), layout_of(4)) == 24

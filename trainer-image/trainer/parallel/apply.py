@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trainer.parallel import compiled, experts, loss, pipeline, recompute, shard, tensor
+from trainer.parallel import compiled, experts, halves, loss, pipeline, recompute, shard, tensor
 from trainer.parallel.mesh import Mesh
 from trainer.parallel.model import ParallelModel
 from trainer.precision import Precision
@@ -18,7 +18,8 @@ def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, chec
 
     The order matters: a stage is cut out first; its matrices and experts are cut before FSDP2 shards what is left;
     checkpointing wraps what tensor parallelism has changed, and FSDP2 comes last, so that it gathers outside of
-    everything. Context parallelism changes no module: attention does it (attention.py)."""
+    everything; only the halves of a micro-batch that overlap divide what is inside of FSDP2. Context parallelism
+    changes no module: attention does it (attention.py)."""
     layout = mesh.layout
     whole = build()
     shapes = {name: parameter.shape for name, parameter in whole.named_parameters()}
@@ -41,4 +42,6 @@ def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, chec
         if compiles:
             compiled.apply(model)
         shard.apply(model, mesh, precision)
+        if layout.overlap:
+            halves.apply(model)
     return parallel

@@ -118,7 +118,7 @@ class _Exchange(torch.autograd.Function):  # type: ignore[misc]  # torch is not 
 def _swap(tensor: torch.Tensor, group: Any, ranks: int, split: int, join: int) -> torch.Tensor:
     parts = torch.stack(tensor.chunk(ranks, split)).contiguous()  # stack may keep a channels-last order of memory
     received = torch.empty(parts.shape, dtype=parts.dtype, device=parts.device)
-    dist.all_to_all_single(received, parts, group=group)
+    dist.all_to_all_single(received, parts, group=group, async_op=True).wait()  # see waits.py
     return torch.cat(received.unbind(0), join)
 
 

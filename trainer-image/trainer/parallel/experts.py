@@ -132,7 +132,7 @@ class _Exchange(torch.autograd.Function):  # type: ignore[misc]  # torch is not 
 
 def _swap(rows: torch.Tensor, give: list[int], take: list[int], group: Any) -> torch.Tensor:
     received = rows.new_empty((sum(take), *rows.shape[1:]))
-    dist.all_to_all_single(received, rows.contiguous(), take, give, group=group)
+    dist.all_to_all_single(received, rows.contiguous(), take, give, group=group, async_op=True).wait()  # see waits.py
     return received
 
 

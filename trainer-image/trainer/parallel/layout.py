@@ -33,6 +33,7 @@ class Layout:
     zero: Literal[2, 3] = 3
     schedule: Schedule = "1F1B"
     stage_layers: tuple[int, ...] = ()  # empty without a pipeline, or until the model is known
+    overlap: bool = False  # of the two halves of a micro-batch: one computes while the other communicates
 
     @property
     def world_size(self) -> int:
@@ -81,6 +82,8 @@ class Layout:
             parts.append(f"ulysses {self.ulysses}")
         if self.pipeline > 1:
             parts.append(f"{self.schedule}, layers {'+'.join(map(str, self.stage_layers))}")
+        if self.overlap:
+            parts.append("two-batch overlap")
         return ", ".join(parts)
 
 
@@ -171,6 +174,10 @@ def fit(layout: Layout, model: Mapping[str, Any], sequence_length: int) -> Layou
                           f"{nearest(ulysses, legal)}")
     _check_sequence(replace(layout, ulysses=ulysses), sequence_length)
     _check_experts(layout, model.get("num_local_experts") or 0)
+    for name in ("attention_dropout", "router_jitter_noise") if layout.overlap else ():
+        if model.get(name):  # what is computed again in the backward pass would draw other numbers
+            raise ConfigError(f"train.twoBatchOverlap should be false for a model that draws at random: its {name} is "
+                              f"{model[name]}, not 0")
     stages = _stage_layers(layout, model, sequence_length) if layout.pipeline > 1 else ()
     if layout.pipeline > 1 and model.get("tie_word_embeddings"):
         raise ConfigError("train.parallel.pipeline should be 1 for a model with tie_word_embeddings: its first and its "
@@ -244,6 +251,22 @@ def even_stages(stages: int, model: Mapping[str, Any], sequence_length: int) -> 
         cost[cheapest] += layer
         count[cheapest] += 1
     return tuple(count)
+
+
+def overlapping(layout: Layout, micro_batch_size: int) -> Layout:
+    """The same layout with the halves of a micro-batch overlapping. Raises ConfigError if there are no halves, or if
+    their blocks do not communicate."""
+    if micro_batch_size % 2:
+        legal = (size for size in (micro_batch_size - 1, micro_batch_size + 1) if size)
+        raise ConfigError(f"train.microBatchSize should be even with twoBatchOverlap, found {micro_batch_size}; "
+                          f"{nearest(micro_batch_size, legal)}")
+    if layout.tensor * layout.context * layout.expert == 1:
+        raise ConfigError(f"train.twoBatchOverlap needs tensor, context or expert parallelism, whose communication it "
+                          f"hides: in this layout ({layout}) blocks have none; leave it out")
+    if layout.schedule == "ZBV":
+        raise ConfigError("train.parallel.schedule should be 1F1B or Interleaved1F1B with twoBatchOverlap, found ZBV: "
+                          "it goes backward through a block twice, for its input and for its weights")
+    return replace(layout, overlap=True)
 
 
 def check_micro_batches(layout: Layout, count: int) -> None:
