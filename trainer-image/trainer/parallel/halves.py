@@ -46,20 +46,12 @@ def apply(model: Any) -> None:
             block.forward = _Halved(block)
 
 
-def take_routers(model: Any) -> list[torch.Tensor]:
-    """The logits of a mixture's routers, (tokens, experts) a layer, of the forward pass before; nothing of a model that
-    is not in halves. transformers collects them itself, but for one thread and from within the halves' graphs."""
-    return [block.forward.routers.pop() for block in model.model.layers
-            if isinstance(block.forward, _Halved) and block.forward.routers]
-
-
 class _Halved:
     """In the place of a block's forward."""
 
     def __init__(self, block: Any) -> None:
         self._block = block
         self._routers = threading.local()  # of the half that this thread computes
-        self.routers: list[torch.Tensor] = []
         if hasattr(block.mlp, "experts"):
             block.mlp.gate.register_forward_hook(self._keep_router)
             if hasattr(block.mlp.experts, "unshard"):
@@ -75,8 +67,8 @@ class _Halved:
         else:
             both = in_turns(*(partial(work, part) for work, part in zip(works, hidden.chunk(2), strict=True)))
             results = tuple(torch.cat(pair) for pair in zip(*both, strict=True))
-        self.routers = list(results[1:])
         output: torch.Tensor = results[0]
+        _tell_routers(results[1:])
         return output
 
     def _half(self, hidden: torch.Tensor, **given: Any) -> Tensors:
@@ -93,6 +85,16 @@ class _Halved:
         found = getattr(self._routers, "found", None)
         if found is not None:  # not when it is computed again
             found.append(output[0])
+
+
+def _tell_routers(logits: Tensors) -> None:
+    """transformers notes what routers return, for the thread that has called the model: not in the halves, where it
+    would be a part of one, in a graph of its own, but here."""
+    from transformers.utils.output_capturing import _active_collector
+
+    noted = _active_collector.get()
+    if noted is not None and "router_logits" in noted:
+        noted["router_logits"].extend(logits)
 
 
 def _gather_with(block: Any, experts: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.parallel import capacity, halves, places, shard
+from trainer.parallel import capacity, places, shard
 from trainer.parallel.context import Context
 from trainer.parallel.experts import balance_sum
 from trainer.parallel.loss import cross_entropy_sum
@@ -163,7 +163,6 @@ class ParallelModel:
             self._whole_model(micro)
         if not self.mixture:
             return loss, loss
-        routers = halves.take_routers(self.stages[0]) or routers
         balance, load = balance_sum(routers, self.config.num_experts_per_tok, self.config.router_aux_loss_coef,
                                     self.layout.world_size)
         load = self._received(load, micro.inputs)
