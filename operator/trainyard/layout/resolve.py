@@ -26,8 +26,8 @@ def of_train(train: TrainConfig, ranks: int, per_node: int, hardware: Hardware,
                                                          f"{shape.positions}, found {sequence}")
     for name in ("attention_dropout", "router_jitter_noise") if train.two_batch_overlap else ():
         if known.get(name):
-            raise InvalidLayout("train.twoBatchOverlap", f"should be false for a model that draws at random: its {name} "
-                                                         f"is {known[name]}, not 0")
+            raise InvalidLayout("train.twoBatchOverlap", f"should be false for a model that draws at random: its "
+                                                         f"{name} is {known[name]}, not 0")
     micro = train.micro_batch_size if "micro_batch_size" in train.model_fields_set else None
     least = 2 if train.parallel.schedule == "ZBV" else 1  # ZBV wants twice as many micro-batches as ranks
     smallest = micro or (2 if train.two_batch_overlap else 1)
