@@ -90,7 +90,7 @@ class Layout:
 def complete(given: ParallelConfig, world_size: int) -> Layout:
     """What was asked for; ranks that nothing was said about become shards. Raises ConfigError if it does not fit the
     number of ranks."""
-    fixed = {name: getattr(given, name) or 1 for name in ("tensor", "pipeline", "context")}
+    fixed: dict[str, Any] = {name: getattr(given, name) or 1 for name in ("tensor", "pipeline", "context")}
     inner = prod(fixed.values())
     if world_size % inner:
         name = next(name for name in fixed if world_size % fixed[name] or fixed[name] > 1)
