@@ -285,6 +285,15 @@ class NodesStatus(Lenient):
     """numNodes."""
 
 
+class SpareMove(Lenient):
+    """A spare shares its node with a member of the gang, and would be lost with it."""
+
+    node: Annotated[str, Field(max_length=253)]
+    """A node without members that has room for it now."""
+    at: Time
+    """If it still has then, a spare is made there, which replaces the other once it is warm."""
+
+
 class Restarts(Lenient):
     """New starts of the ranks after something failed."""
 
@@ -497,6 +506,8 @@ class TrainingJobStatus(Lenient):
     """Times in a row that the gang was withdrawn because a pod could not start; decides the backoff."""
     retry_at: Time | None = None
     """When the gang is placed again after a withdrawal."""
+    spare_move: SpareMove | None = None
+    """There while a spare is to be moved away from a member."""
     warnings: Annotated[list[JobWarning], Field(max_length=10)] = Field(default_factory=list)
     """The last ten warnings of pods, oldest first: batches that were not finite, stragglers, checkpoints that could not
     be saved. Each is also an Event, once."""

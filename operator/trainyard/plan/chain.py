@@ -35,6 +35,7 @@ from trainyard.plan.recoveries import recoveries
 from trainyard.plan.resume import resume
 from trainyard.plan.running import running
 from trainyard.plan.seats import warm
+from trainyard.plan.spare_moves import spare_moves
 from trainyard.plan.spares import promotion, spares, without_condition
 from trainyard.plan.success import success
 from trainyard.plan.suspend import suspend
@@ -58,7 +59,7 @@ CHAIN: tuple[Policy, ...] = (
     # one write answers all of it
     recover,
     # get every place filled
-    bringup, withdrawal, placement, spares, sweep, master,
+    bringup, withdrawal, placement, spares, spare_moves, sweep, master,
     # what is to be said about it
     running, recoveries, check_passed, progress,
 )  # fmt: skip
@@ -116,7 +117,7 @@ def _close(turn: Turn) -> Turn:
     if changes["state"] in _STILL and turn.status.progress is not None:
         changes["progress"] = turn.status.progress.model_copy(update={"eta": None})
     if changes["state"] in _STILL:
-        turn = without_condition(turn, "SparesReady")
+        turn = without_condition(turn, "SparesReady").note(spare_move=None)
     if world is not None:
         changes["world"] = WorldStatus(generation=world.generation, phase=world.phase, size=world.size)
         changes["restarts"] = Restarts(total=world.cause.total, counted=world.cause.counted)

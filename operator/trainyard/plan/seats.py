@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from trainyard.layout.sizes import gang_sizes
 from trainyard.plan.changed import is_changed
-from trainyard.plan.gang import trained
+from trainyard.plan.gang import highest_incarnation, trained
+from trainyard.plan.naming import pod_name
 from trainyard.plan.nodes import unreachable
 from trainyard.plan.times import seconds_between
 from trainyard.plan.tuned import planned
@@ -91,3 +92,39 @@ def idle(turn: Turn) -> frozenset[int]:
         index for index in turn.gang.members
         if (pod := holders.get(index)) is None or (again and not pod.started and not pod.ended)
     )
+
+
+def member_nodes(turn: Turn) -> frozenset[str]:
+    """Nodes of the members that are there."""
+    return frozenset(node for pod in turn.gang.alive.values() if (node := pod.node or pod.pinned))
+
+
+def beside(turn: Turn) -> list[int]:
+    """Spares that share a node with a member, and would be lost with it."""
+    nodes = member_nodes(turn)
+    return [index for index, pod in sorted(turn.gang.spares.items()) if (pod.node or pod.pinned) in nodes]
+
+
+def free(turn: Turn, count: int) -> list[int]:
+    """The lowest indices that no member and no spare has, and whose next pod's name is nobody else's."""
+    found: list[int] = []
+    index = 0
+    while len(found) < count:
+        vacant = index not in turn.gang.members and index not in turn.gang.spares
+        if vacant and pod_name(turn.snap.name, index, next_incarnation(turn, index)) not in turn.snap.strangers:
+            found.append(index)
+        index += 1
+    return found
+
+
+def next_incarnation(turn: Turn, index: int) -> int:
+    """The next one of an index; the World's own, if that was raised just now and no pod has been made of it."""
+    assert turn.world is not None
+    before = turn.snap.world.spec.incarnations if turn.snap.world else {}
+    now = turn.world.incarnations.get(str(index))
+    known = any(pod.index == index for pod in turn.snap.pods)
+    if now is None and not known:
+        return 1
+    if now is not None and now != before.get(str(index)):
+        return now
+    return highest_incarnation(turn.snap, turn.world, index) + 1

@@ -13,17 +13,17 @@ from trainyard.placement.place import check_quota
 from trainyard.plan.bringup import hindrance
 from trainyard.plan.conditions import find
 from trainyard.plan.devices import uses_broken
-from trainyard.plan.gang import highest_incarnation
 from trainyard.plan.losses import active
 from trainyard.plan.naming import pod_name
 from trainyard.plan.nodes import gone, unready
 from trainyard.plan.placement import LOOK_AGAIN_SECONDS, find_places, nearness
 from trainyard.plan.recover import raised
-from trainyard.plan.seats import idle, importing, ready, sizes, warm
+from trainyard.plan.seats import beside, free, idle, importing, next_incarnation, ready, sizes, warm
 from trainyard.plan.times import moment, seconds_between, stamp
 from trainyard.plan.turn import Fault, Turn
 from trainyard.plan.types import CreatePod, PodView, Rendering, Waiting
 
+MOVE_WITHIN = 300.0  # s that a spare which is made to replace another has to get warm
 ENDED_PAUSE = 30.0  # a spare that ended by itself is made again this long after it was made
 MOST_AT_ONCE = 16  # spares placed by one plan: each is a placement of its own, and nothing waits for them
 
@@ -105,9 +105,20 @@ def _left(turn: Turn, pod: PodView) -> float:
 
 
 def _surplus(turn: Turn, wanted: int) -> list[int]:
-    """Spares more than are wanted: those that do not run yet first, then those that are not warm."""
-    able = ready(turn)
-    return [*able, *(index for index in sorted(turn.gang.spares) if index not in able)][wanted:]
+    """Spares more than are wanted: those that do not run yet first, then those that are not warm, then those that share
+    a node with a member."""
+    able, running, shared = warm(turn), ready(turn), beside(turn)
+    kept = sorted(turn.gang.spares, key=lambda one: (one not in running, one not in able, one in shared, one))
+    return kept[wanted + _replaces(turn, kept, wanted):]
+
+
+def _replaces(turn: Turn, kept: list[int], wanted: int) -> bool:
+    """Whether the first that is too many is to replace a spare that shares its node with a member, and not warm yet."""
+    able, shared = warm(turn), beside(turn)
+    if not any(index in able and index in shared for index in kept[:wanted]):
+        return False
+    fresh = [index for index in kept[wanted:wanted + 1] if index not in able and index not in shared]
+    return any(seconds_between(turn.gang.spares[index].created, turn.now) < MOVE_WITHIN for index in fresh)
 
 
 def _made(turn: Turn, rendering: Rendering, count: int) -> tuple[Turn, Obstacle | None]:
@@ -118,7 +129,7 @@ def _made(turn: Turn, rendering: Rendering, count: int) -> tuple[Turn, Obstacle 
     books = turn.snap.books
     taken = {index: node for index, pod in turn.gang.spares.items() if (node := pod.node or pod.pinned)}
     incarnations, creates = dict(turn.world.incarnations), list[CreatePod]()
-    for index in _free(turn, count):
+    for index in free(turn, count):
         obstacle = check_quota(turn.snap.quotas, rendering.demand, len(creates) + 1)
         node = None
         if obstacle is None and turn.spec.placement == "Planner":
@@ -133,36 +144,11 @@ def _made(turn: Turn, rendering: Rendering, count: int) -> tuple[Turn, Obstacle 
                 books = books.take({key: node}, rendering.demand.requests)
         if obstacle is not None:
             break
-        incarnations[str(index)] = _incarnation(turn, index)
+        incarnations[str(index)] = next_incarnation(turn, index)
         creates.append(CreatePod(index, incarnations[str(index)], node))
     if creates:
         turn = turn.with_world(turn.world.model_copy(update={"incarnations": incarnations}))
     return replace(turn, creates=(*turn.creates, *creates)), obstacle
-
-
-def _free(turn: Turn, count: int) -> list[int]:
-    """The lowest indices that no member and no spare has, and whose next pod's name is nobody else's."""
-    found: list[int] = []
-    index = 0
-    while len(found) < count:
-        free = index not in turn.gang.members and index not in turn.gang.spares
-        if free and pod_name(turn.snap.name, index, _incarnation(turn, index)) not in turn.snap.strangers:
-            found.append(index)
-        index += 1
-    return found
-
-
-def _incarnation(turn: Turn, index: int) -> int:
-    """The next one of an index; the World's own, if that was raised just now and no pod has been made of it."""
-    assert turn.world is not None
-    before = turn.snap.world.spec.incarnations if turn.snap.world else {}
-    now = turn.world.incarnations.get(str(index))
-    known = any(pod.index == index for pod in turn.snap.pods)
-    if now is None and not known:
-        return 1
-    if now is not None and now != before.get(str(index)):
-        return now
-    return highest_incarnation(turn.snap, turn.world, index) + 1
 
 
 def _judged(turn: Turn, asked: int, wanted: int, obstacle: Obstacle | None) -> Turn:

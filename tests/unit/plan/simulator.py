@@ -89,6 +89,9 @@ class Cluster:
     spares: int = 0
     least: int = 3  # minNodes
     tells: bool = True  # spares say that they are warm; older supervisors did not
+    steps: int = STEPS
+    room: int = 1  # pods a node
+    told: list[tuple[datetime, str]] = field(default_factory=list)  # reasons of Events, and when
 
     def __post_init__(self) -> None:
         self.job = spec(self.nodes, scheduleSeconds=30, spareNodes=self.spares,
@@ -101,7 +104,7 @@ class Cluster:
             name: NodeState(name, name not in self.silent, self.since.get(name))
             for name in (f"n{i}" for i in range(NODES))
         }
-        free = books(NODES)
+        free = books(NODES, self.room)
         used: dict[str, dict[str, int]] = {}
         for pod in self.pods.values():
             node = pod.view.node or pod.view.pinned
@@ -142,6 +145,7 @@ class Cluster:
             self.acted += len(made.actions)
             if self._carry_out(made):
                 self.status = made.status
+                self.told += [(self.now, event.reason) for event in made.events]
         raise AssertionError(f"plan() does not come to rest: {plan(self.snapshot()).actions}")
 
     def _carry_out(self, made: Plan) -> bool:
@@ -187,7 +191,7 @@ class Cluster:
     def _delete(self, uid: str, grace: int | None) -> None:
         pod = self.pods[uid]
         world = self.world.spec if self.world else None
-        alive = pod.works and self.step < STEPS
+        alive = pod.works and self.step < self.steps
         fenced = world is None or world.phase != "Run" or pod.view.incarnation < world.incarnation(pod.view.index)
         assert not alive or fenced, f"{pod.view.name} was deleted without being fenced"
         if grace == 0:
@@ -346,12 +350,13 @@ class Cluster:
                 self._report(master, "Formed", formed_at=self.now.isoformat())
 
     def _train(self, members: dict[int, Pod], master: Pod) -> None:
-        if self.step >= STEPS:
+        if self.step >= self.steps:
             self._report(master, "Finished")
             return
         self.step += 1
         self.durable = max(self.durable, self.step - self.step % 5)
-        told = RankProgress(step=self.step, steps=STEPS, durable_step=self.durable, first_step_at=self.now.isoformat())
+        told = RankProgress(step=self.step, steps=self.steps, durable_step=self.durable,
+                            first_step_at=self.now.isoformat())
         kind = "Formed" if members[0] is master else "Master"
         self._report(members[0], kind, progress=told)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -87,3 +89,22 @@ def test_every_root_counts_once(faults: list[tuple[str, int, int]]) -> None:
 def test_one_fault(kind: str, at: int, index: int) -> None:
     cluster = run(Cluster(), [(kind, index, at)])
     assert cluster.status.restarts.total <= 1
+
+
+@settings(max_examples=8, deadline=None)
+@given(faults_of(("vanish", "exit", "delete", "flap", "lost write"), most=5), st.sampled_from([1, 2]))
+@example([], 2)
+def test_spares_end_up_on_nodes_without_members(faults: list[tuple[str, int, int]], spares: int) -> None:
+    """At first there are as many nodes as members, with room for two pods each, and soon enough for all."""
+    cluster = Cluster(spares=spares, room=2, steps=350)
+    for node in ("n3", "n4", "n5"):
+        cluster.silent[node], cluster.since[node] = 40, cluster.now
+    run(cluster, faults)
+    moved = [at for at, why in cluster.told if why == "SpareMoved"]
+    assert all((later - earlier).total_seconds() >= 60 for earlier, later in itertools.pairwise(moved))
+    if not faults:
+        assert len(moved) == spares
+    assert cluster.world is not None
+    members = {pod.view.node for pod in cluster.pods.values() if pod.view.index in cluster.world.spec.members}
+    beside = {pod.view.node for pod in cluster.pods.values() if pod.view.index not in cluster.world.spec.members}
+    assert not members & beside, f"moved at {moved}"
