@@ -75,7 +75,7 @@ bench-scale: ## gangs of 100 to 5,000 pods on simulated nodes; SIZES=100,1000 fo
 	@$(venv) exec python -m scale $(if $(SIZES),--sizes $(SIZES))
 
 .PHONY: bench-train
-bench-train: ## the trainer against its ceiling, Hugging Face Trainer and Accelerate: docs/speed.md; PARTS="one two copies"
+bench-train: ## the trainer against its ceiling, Hugging Face Trainer and Accelerate: docs/speed.md; PARTS="one compiled two bubble copies"
 	@$(venv) exec python -m speed $(PARTS)
 
 .PHONY: bench-planner

@@ -1,7 +1,7 @@
 """`python -m speed [PART...] [--write]`: measure, print, and with --write keep the tables in docs/speed.md.
 
-Parts: one (one process against Hugging Face's), two (layouts of two processes against no communication), copies
-(copies in memory on and off)."""
+Parts: one (one process against Hugging Face's), compiled (the same with torch.compile), two (layouts of two processes
+against no communication), bubble (of a pipeline's schedules), copies (copies in memory on and off)."""
 
 from __future__ import annotations
 

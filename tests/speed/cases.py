@@ -36,10 +36,10 @@ def ours(name: str, precision: str = "fp32", ranks: int = 1, **options: Any) -> 
     return Case(name, "speed.ours", precision, ranks, options)
 
 
-def one_process(compiler: bool) -> list[Case]:
+def one_process() -> list[Case]:
     """One process with every core. Like for like: AdamW with the same hyperparameters, fused, the norm clipped, the
-    same schedule, a log line every ten steps; and the same with torch.compile everywhere, where there is a `compiler`.
-    Defaults: what each does when it is told the model, the data, the batch and the precision only."""
+    same schedule, a log line every ten steps. Defaults: what each does when it is told the model, the data, the batch
+    and the precision only."""
     found = []
     for precision in ("fp32", "bf16"):
         found += [
@@ -48,12 +48,20 @@ def one_process(compiler: bool) -> list[Case]:
               for name, program in THEIRS.items()),
             *(Case(f"{name}, {precision}, defaults", program, precision) for name, program in THEIRS.items()),
         ]  # fmt: skip
-        if compiler:
-            found += [
-                ours(f"Trainyard, {precision}, compiled", precision, train={"compile": True}),
-                *(Case(f"{name}, {precision}, every switch on, compiled", program, precision,
-                       options={"tuned": True, "compile": True}) for name, program in THEIRS.items()),
-            ]  # fmt: skip
+    return found
+
+
+def compiled() -> list[Case]:
+    """One process, like for like, with torch.compile as well: of blocks here (`train.compile`), of the whole model in
+    theirs; and without it here."""
+    found = []
+    for precision in ("fp32", "bf16"):
+        found += [
+            ours(f"Trainyard, {precision}", precision),
+            ours(f"Trainyard, {precision}, compiled", precision, train={"compile": True}),
+            *(Case(f"{name}, {precision}, every switch on, compiled", program, precision,
+                   options={"tuned": True, "compile": True}) for name, program in THEIRS.items()),
+        ]  # fmt: skip
     return found
 
 
@@ -81,13 +89,13 @@ def copies() -> list[Case]:
     return [ours("without copies in memory", ranks=2), ours("with copies in memory", ranks=2, memory=True)]
 
 
-def write_tokens(folder: Path) -> Path:
+def write_tokens(folder: Path, vocabulary: int = MODEL["vocab_size"]) -> Path:
     """One long document of random tokens, as trainer.prepare would have written it; frequencies like those of text."""
     folder.mkdir(parents=True)
-    drawn = np.random.default_rng(5).zipf(1.2, TOKENS) % MODEL["vocab_size"]
+    drawn = np.random.default_rng(5).zipf(1.2, TOKENS) % vocabulary
     content = drawn.astype("<u2").tobytes()
     (folder / "shard-00000.bin").write_bytes(content)
     (folder / "shard-00000.doc").write_bytes(np.zeros(1, dtype="<u8").tobytes())
     shard = Shard("shard-00000.bin", TOKENS, 1, hashlib.sha256(content).hexdigest())
-    write_index(folder, Index("uint16", MODEL["vocab_size"], "speed", (shard,)))
+    write_index(folder, Index("uint16", vocabulary, "speed", (shard,)))
     return folder

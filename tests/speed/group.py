@@ -14,7 +14,7 @@ from pathlib import Path
 
 from train.gang import IMPORTS, port
 
-from speed import cases
+from speed import bubble, cases
 from speed.cases import BATCH, SEQUENCE, Case
 from speed.turns import Contender
 
@@ -108,13 +108,21 @@ def _copier(folder: Path, stack: ExitStack) -> Path:
 
 def one(folder: Path, tokens: Path, rounds: int, steps: int) -> str:
     """One process against Hugging Face's."""
+    return _one_process(cases.one_process(), folder, tokens, rounds, steps)
+
+
+def compiled(folder: Path, tokens: Path, rounds: int, steps: int) -> str:
+    """Likewise with torch.compile. Raises RuntimeError without a C++ compiler."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise RuntimeError("torch.compile needs a C++ compiler on a CPU: install g++, or set $CXX")
+    return _one_process(cases.compiled(), folder, tokens, rounds, steps)
+
+
+def _one_process(made: Sequence[Case], folder: Path, tokens: Path, rounds: int, steps: int) -> str:
     found = []
-    compiler = shutil.which(os.environ.get("CXX", "g++")) is not None
-    if not compiler:
-        print("  no C++ compiler: nothing is compared with torch.compile")
     for precision in ("fp32", "bf16"):
-        found += run([case for case in cases.one_process(compiler) if case.precision == precision], folder / precision,
-                     tokens, rounds, steps, ceiling=True, stall=True)  # fmt: skip
+        found += run([case for case in made if case.precision == precision], folder / precision, tokens, rounds, steps,
+                     ceiling=True, stall=True)  # fmt: skip
     lines = ["| one process | tokens/s, best (median) | share of the ceiling | peak memory | waiting for data | "
              "checkpoint stall |", "| --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for result in found:
@@ -162,4 +170,10 @@ def copies(folder: Path, tokens: Path, rounds: int, steps: int) -> str:
             f"{without.median:.0f} without (medians), {1 - with_copies.median / without.median:.1%} less.")
 
 
-PARTS: dict[str, Callable[[Path, Path, int, int], str]] = {"one": one, "two": two, "copies": copies}
+def bubbles(folder: Path, _: Path, rounds: int, __: int) -> str:
+    """The bubble of every schedule of a pipeline."""
+    return bubble.table(folder, rounds)
+
+
+PARTS: dict[str, Callable[[Path, Path, int, int], str]] = {
+    "one": one, "compiled": compiled, "two": two, "bubble": bubbles, "copies": copies}

@@ -35,6 +35,11 @@ def measuring() -> Case:
         "step": 0, "steps": 100, "shard": 4, "activity": "autotune 2/3"})
 
 
+def test_the_layout_is_told_before_there_are_pods() -> None:
+    made = job(4, **TRAIN).but(rendering=replace(RENDERING, layout=PLANNED)).plan()
+    assert (made.actions, made.status.layout) == ((), PLANNED)
+
+
 def test_progress_says_what_is_measured() -> None:
     case = measuring().settled()
     assert case.snap.status.progress is not None

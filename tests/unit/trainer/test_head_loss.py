@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from trainer.parallel import loss
 
 ROWS, WIDTH, VOCABULARY = 21, 16, 100
@@ -39,6 +40,33 @@ def test_loss_and_gradients(monkeypatch: pytest.MonkeyPatch, dtype: Any, close: 
         assert float((one - right.float()).abs().max()) <= close * float(right.abs().max())
     with torch.no_grad():
         assert float(loss.head_loss_sum(hidden, weight, targets, 0.5)) == pytest.approx(float(total))
+
+
+class Largest(TorchDispatchMode):  # type: ignore[misc]  # torch is not typed here
+    """Notes the most fp32 numbers of any result that has the whole vocabulary."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Every operator, forward and backward."""
+        result = function(*args, **(kwargs or {}))
+        for one in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(one, torch.Tensor) and one.dtype == torch.float32 and one.shape[-1:] == (VOCABULARY,) \
+                    and one.shape[0] != WIDTH:  # that would be the weight
+                self.numbers = max(self.numbers, one.numel())
+        return result
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1000), (torch.bfloat16, 300)])
+def test_the_fp32_logits_of_a_batch_never_exist(monkeypatch: pytest.MonkeyPatch, dtype: Any, most: int) -> None:
+    monkeypatch.setattr(loss, "HEAD_CHUNK", {True: 1000, False: 1000})
+    monkeypatch.setattr(loss, "SOFTMAX_CHUNK", 300)
+    hidden = torch.randn(ROWS, WIDTH, dtype=dtype, requires_grad=True)
+    weight = torch.randn(VOCABULARY, WIDTH, requires_grad=True)
+    with Largest() as seen:
+        loss.head_loss_sum(hidden, weight, torch.arange(ROWS), 1.0).backward()
+    assert weight.grad is not None
+    assert 0 < seen.numbers <= most < ROWS * VOCABULARY
 
 
 def test_likely_and_unlikely_targets() -> None:

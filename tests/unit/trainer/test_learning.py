@@ -20,7 +20,7 @@ from trainer.optimizer import AdamW, learning_rate
 from trainer.parallel.apply import parallelize
 from trainer.parallel.layout import Layout
 from trainer.parallel.mesh import Mesh
-from trainer.parallel.model import MicroBatch
+from trainer.parallel.model import MicroBatch, ParallelModel
 from trainer.precision import LossScale, choose
 from trainer.progress import Progress
 from trainyard.api.train import ModelConfig, OptimizerConfig
@@ -151,16 +151,45 @@ def four_ranks() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("layout", [Layout(shard=4), Layout(data=2, shard=2)])
-@pytest.mark.usefixtures("four_ranks")
-def test_gradient_accumulation_keeps_no_whole_gradients(layout: Layout) -> None:
-    """Between two micro-batches a rank holds its share of the gradients, not those of the whole model."""
+def spread_model(layout: Layout) -> ParallelModel:
+    """Rank 0's part of a small model."""
     fields = shape.fields(ModelConfig.model_validate({"size": "tiny", "config": {
         "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}}))
     device = torch.device("cpu")
     complete = build.complete(fields)
     model = parallelize(lambda: build.on_meta(complete), Mesh(layout, device, 0), "fp32", "none")
     build.give_weights(model, device, lambda part: weights.draw(part, 0))
+    return model
+
+
+def test_replicas_reduce_once_a_step(monkeypatch: pytest.MonkeyPatch, four_ranks: None) -> None:
+    """However many micro-batches it has."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp._fully_shard import _fsdp_collectives
+
+    reduced: list[str] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            if name == "all_reduce":
+                reduced.append(name)
+            return getattr(dist, name)
+
+    monkeypatch.setattr(_fsdp_collectives, "dist", Counting())
+    model, tokens = spread_model(Layout(data=2, shard=2)), torch.arange(16)[None]
+    counts = []
+    for micros in (1, 4):
+        reduced.clear()
+        model.train_batch(micros, lambda _: MicroBatch(tokens, tokens), 1.0, lambda _: None)
+        counts.append(len(reduced))
+    assert counts[0] == counts[1] == 3, "two blocks, and the rest"
+
+
+@pytest.mark.parametrize("layout", [Layout(shard=4), Layout(data=2, shard=2)])
+@pytest.mark.usefixtures("four_ranks")
+def test_gradient_accumulation_keeps_no_whole_gradients(layout: Layout) -> None:
+    """Between two micro-batches a rank holds its share of the gradients, not those of the whole model."""
+    model = spread_model(layout)
     states = [state for module in model.modules() if isinstance(module, FSDPModule)
               for state in module._get_fsdp_state()._fsdp_param_group.fsdp_params]
     assert len(states) == sum(1 for _ in model.parameters())
