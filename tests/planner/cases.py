@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainyard.api.train import TrainConfig
-from trainyard.layout import HARDWARE, Estimate, Workload, choose, of_train, settle
+from trainyard.layout import HARDWARE, Estimate, InvalidLayout, Workload, choose, of_train, settle
 
 # Two ranks, each of these in turn.
 LAYOUTS: tuple[dict[str, Any], ...] = (
@@ -49,9 +49,18 @@ def memory_case(number: int) -> TrainConfig:
 
 
 def large_cases(count: int) -> list[int]:
-    """The first numbers of configurations that hold 300 MB of tensors even where the estimate is a sixth too high."""
-    numbers = (number for number in itertools.count() if estimated(memory_case(number))[1].memory.tensors >= LEAST)
-    return list(itertools.islice(numbers, count))
+    """The first numbers of legal configurations, layout by layout in turn, that hold 300 MB of tensors even where the
+    estimate is a sixth too high."""
+    every = len(LAYOUTS)
+    large = [filter(_is_large, itertools.count(first, every)) for first in range(every)]
+    return [next(large[place % every]) for place in range(count)]
+
+
+def _is_large(number: int) -> bool:
+    try:
+        return estimated(memory_case(number))[1].memory.tensors >= LEAST
+    except InvalidLayout:  # what was drawn does not go together
+        return False
 
 
 def workload(asked: TrainConfig, ranks: int = 2) -> Workload:

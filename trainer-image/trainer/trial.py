@@ -133,13 +133,15 @@ def take_down(before: Sequence[Any], failed: bool, device: torch.device) -> list
 
 def _forget_meshes() -> None:
     """torch remembers what it found out about meshes, and takes one of the same shape for the same one: a later model
-    would be given groups that are closed."""
+    would be given groups that are closed. And what remembers a mesh holds its groups: those of a rank that failed would
+    stay open, and others wait for it."""
     from torch.distributed.tensor import _redistribute, debug
+    from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
     debug._clear_sharding_prop_cache()
-    clear = getattr(getattr(_redistribute, "get_redistribute_planner", None), "cache_clear", None)
-    if clear is not None:
-        clear()
+    _redistribute.clear_redistribute_planner_cache()
+    _redistribute._gen_transform_infos.cache_clear()
+    ShardingPropagator._propagate_tensor_meta_cached.cache_clear()
 
 
 def synchronize(device: torch.device) -> None:
