@@ -57,11 +57,13 @@ def test_tensor_groups_stay_in_a_ring(device: str, cluster: Books, pods: int, de
             assert len({seats[rank][1].module for rank in group}) == 1
 
 
-@pytest.mark.parametrize("dimension", ["pipeline", "data", "shard"])
-def test_the_outermost_groups_cross_nodes(dimension: str) -> None:
+@pytest.mark.parametrize(("dimension", "layout"), [
+    ("pipeline", Layout(pipeline=4, tensor=8)), ("data", Layout(data=4, tensor=8)),
+    ("shard", Layout(shard=4, tensor=8)),
+])  # fmt: skip
+def test_the_outermost_groups_cross_nodes(dimension: str, layout: Layout) -> None:
     """A dimension with nothing but tensor groups inside it has a rank on every node."""
     seats = seats_of(books(seated("a"), seated("b"), seated("c"), seated("d")), 4, 8)
-    layout = Layout(**{dimension: 4}, tensor=8)
     for group in groups(layout, dimension):
         assert len(nodes_of(group, seats)) == 4
     for group in groups(layout, "tensor"):
