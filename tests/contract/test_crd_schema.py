@@ -146,6 +146,8 @@ def test_worlds_only_go_forward(rest: Rest) -> None:
     assert rest.patch(here, {"spec": {"generation": 2}}).ok
     back = rest.patch(here, {"spec": {"generation": 1}})
     assert ("spec", "generation only grows") in [(path, text.split(": ")[-1]) for path, text in back.causes]
+    far = rest.patch(here, {"spec": {"generation": 2**31 - 1}})
+    assert ("spec", "generation grows by 1000 at most") in [(path, text.split(": ")[-1]) for path, text in far.causes]
     other = rest.patch(here, {"spec": {"job": "another"}})
     assert ("spec", "job cannot be changed") in [(path, text.split(": ")[-1]) for path, text in other.causes]
 

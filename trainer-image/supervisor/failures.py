@@ -71,7 +71,7 @@ def read_error_file(content: str) -> Optional[ErrorFile]:
             return ErrorFile(plain(message), "")
         extra = message.get("extraInfo") or {}
         return ErrorFile(plain(str(message["message"])), plain(str(extra.get("py_callstack") or "")))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

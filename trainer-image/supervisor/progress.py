@@ -47,9 +47,11 @@ def _text(value: Any) -> str:
 
 
 def _time(value: Any) -> str:
-    text = _words(value)
-    datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.9 knows no Z
-    return text
+    """As the API wants it; without a zone it is taken for UTC."""
+    moment = datetime.datetime.fromisoformat(_words(value).replace("Z", "+00:00"))  # Python 3.9 knows no Z
+    utc = datetime.timezone.utc
+    moment = moment.astimezone(utc) if moment.tzinfo is not None else moment.replace(tzinfo=utc)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 PROTECTIONS = ("Node", "Pod", "Unprotected")
@@ -96,7 +98,7 @@ def parse(line: bytes) -> Progress:
         if data.get(name) is not None:
             try:
                 fields[name] = check(data[name])
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise ValueError(f"field `{name}`: {error}") from None
     return Progress(fields, _warnings(data.get("warnings")))
 

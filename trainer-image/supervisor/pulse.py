@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -55,7 +56,7 @@ def parse(content: bytes) -> Optional[Pulse]:
     if len(content) < SIZE:
         return None
     magic, version, phase, number, steps, step, since, usual = HEADER.unpack_from(content)
-    if magic != MAGIC or version % 2 or phase >= len(PHASES):
+    if magic != MAGIC or version % 2 or phase >= len(PHASES) or not (math.isfinite(since) and math.isfinite(usual)):
         return None
     (count,) = COUNT.unpack_from(content, HEADER.size)
     found = []

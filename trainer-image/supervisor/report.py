@@ -13,14 +13,16 @@ REASON = 1024  # characters, as the API allows
 TEXT = 4096
 WARNINGS = 5
 POSITIONS = 256
+LATEST = 253402300799.0  # the year 9999
 NUMBERS = ("step", "steps", "durableStep", "memoryStep", "connectedAt", "restoredAt", "firstStepAt")  # of progress
 # Characters that YAML 1.1 (section 5.1) takes for line breaks, or not at all.
 _UNPRINTABLE = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def timestamp(wall: float) -> str:
-    """RFC 3339 with microseconds, from seconds since 1970."""
-    moment = datetime.datetime.fromtimestamp(wall, datetime.timezone.utc)
+    """RFC 3339 with microseconds, from seconds since 1970; the nearest that can be said: a program may give its
+    files any time."""
+    moment = datetime.datetime.fromtimestamp(min(max(0.0, wall), LATEST), datetime.timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

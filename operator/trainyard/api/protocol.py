@@ -55,6 +55,8 @@ class WorldSpec(Lenient):
 
     model_config = ConfigDict(hide_input_in_errors=True, json_schema_extra=rules(
         ("self.generation >= oldSelf.generation", "generation only grows"),
+        # The operator makes a World that somebody edited again with a later one; there must be one.
+        ("self.generation <= oldSelf.generation + 1000", "generation grows by 1000 at most"),
         ("self.job == oldSelf.job", "job cannot be changed"),
     ))
 

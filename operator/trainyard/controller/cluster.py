@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -10,6 +11,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from trainyard.api import AGENT_SELECTOR, API_VERSION, JOB_LABEL
+from trainyard.controller.clock import WallClock, set_right
 from trainyard.controller.ledger import Ledger
 from trainyard.fleet.devices import Accelerators, devices_view
 from trainyard.kube import views
@@ -19,6 +21,8 @@ from trainyard.kube.views import AgentPod, JobView, Node, OwnedReport, OwnPod, P
 from trainyard.kube.watch import Store, Watch, list_pages
 from trainyard.placement.books import Demand, NodeView
 from trainyard.plan.types import World
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 OURS = f"/apis/{API_VERSION}"
@@ -37,6 +41,8 @@ class Cluster:
         self.ledger = Ledger()
         self.promised: dict[str, tuple[str, Demand, int]] = {}  # job key: namespace, demand, pods being created now
         self.led_since: datetime | None = None  # when this operator last began to lead; what came before is hearsay
+        self.clock = WallClock()
+        self._clock_set: datetime | None = None  # when it was last set
         self._client = client
         self._namespaces = frozenset(namespaces)
         self.jobs: Store[JobView] = Store(self._served(views.job_view))
@@ -79,7 +85,22 @@ class Cluster:
     def heard_since(self) -> datetime | None:
         """Since when reports have been heard without a break; None: from the start."""
         breaks = [watch.broken_at for watch in self.watches if watch.store is self.reports and watch.broken_at]
-        return max([*breaks, *([self.led_since] if self.led_since else [])], default=None)
+        return max([*breaks, *(at for at in (self.led_since, self._clock_set) if at)], default=None)
+
+    def now(self) -> datetime:
+        """The moment, by this machine's clock. If that was set, nothing seems to have taken longer for it, or to lie
+        ahead: what was read from it is moved along. Moments in statuses are not; since then is all that counts there,
+        see heard_since."""
+        now, by = self.clock.look()
+        if by:
+            log.warning("this machine's clock was set by %+.1f s, or stood still", by.total_seconds())
+            self._clock_set = now
+            self.led_since = set_right(self.led_since, by, now) if self.led_since else None
+            for watch in self.watches:
+                watch.broken_at = set_right(watch.broken_at, by, now) if watch.broken_at else None
+            self.reports.revise(lambda one: replace(one, report=replace(
+                one.report, received=set_right(one.report.received, by, now))))
+        return now
 
     def serves(self, namespace: str) -> bool:
         """Whether jobs of this namespace are looked after."""

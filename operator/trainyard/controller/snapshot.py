@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 from pydantic import ValidationError
 
@@ -76,7 +76,7 @@ def take(cluster: Cluster, job: JobView, memory: Memory, *, rendered: RenderedJo
     rendering = _rendering(rendered) if rendered else None
     demand = rendering.demand if rendering else None
     return Snapshot(
-        now=datetime.now(UTC), namespace=job.namespace, name=job.name, uid=job.uid, generation=job.generation,
+        now=cluster.now(), namespace=job.namespace, name=job.name, uid=job.uid, generation=job.generation,
         created=job.created, spec=spec, spec_error=wrong, status=status,
         deleting=job.deleting, admitted_hash=memory.admitted[1], priority=cluster.priority(job),
         rendering=rendering, refusal=memory.refusal,

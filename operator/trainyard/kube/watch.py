@@ -112,6 +112,11 @@ class Store(Generic[T]):
         if held := self._held.pop(key, None):
             self._tell(key, held.value, None)
 
+    def revise(self, change: Callable[[T], T]) -> None:
+        """Other values for the same states; nobody is told."""
+        for key, held in list(self._held.items()):
+            self._held[key] = held._replace(value=change(held.value))
+
     def replace(self, listed: list[Object], version: int) -> int:
         """Take in a complete list as of `version`; returns how many deletions had been missed."""
         there = set()

@@ -9,17 +9,16 @@ from datetime import datetime, timedelta
 from trainyard.api import EXIT_CONFIG, EXIT_DIVERGED, EXIT_SUSPECT_DEVICE
 from trainyard.api.job import Avoid
 from trainyard.plan.finished import end
-from trainyard.plan.loops import LIMIT, loop, signature
+from trainyard.plan.loops import LIMIT, crash_loop, loop, signature
 from trainyard.plan.losses import active, own_failure
 from trainyard.plan.moves import movers
 from trainyard.plan.restarts import action, exhausted, no_new_step
 from trainyard.plan.times import moment, seconds_between, stamp
-from trainyard.plan.turn import Fault, Loop, Turn, Weight
+from trainyard.plan.turn import Fault, Turn, Weight
 from trainyard.plan.types import PodView, Report
 
 ROOT_SECONDS = 1.5  # consequences wait this long for their root; then the earliest is taken for it
 FAILED = {EXIT_CONFIG: "BadConfiguration", EXIT_DIVERGED: "Diverged"}  # reasons of a failed job
-TAIL = 2000  # characters of a rank's output in the reason of a failed job
 AVOID_SECONDS = 600.0  # how long RestartNode keeps the job away from a node, if there are others
 
 
@@ -91,7 +90,7 @@ def _answer(turn: Turn, root: Ended, indices: frozenset[int]) -> Turn:
         return exhausted(turn, root.words)
     seen = loop(turn, signature(root.code, root.why, root.oom), root.node) if weight == "counted" else None
     if seen is not None and seen.times >= LIMIT:
-        return _crash_loop(turn, root, seen)
+        return crash_loop(turn, root.words, seen, root.index, root.text)
     dead = {index for index in indices if (pod := turn.gang.holders.get(index)) is not None and pod.ended}
     avoid: tuple[Avoid, ...] = ()
     same_node = seen is not None and seen.times == LIMIT - 1 and bool(seen.node)  # the last try is made elsewhere
@@ -103,13 +102,6 @@ def _answer(turn: Turn, root: Ended, indices: frozenset[int]) -> Turn:
             avoid = (Avoid(node=root.node, reason=f"{why}: {root.words}"[:4096], until=until),)
     return turn.with_faults(Fault("RankFailed", root.words, root.at, frozenset(dead), weight, avoid,
                                   happened=root.happened, loop=seen))
-
-
-def _crash_loop(turn: Turn, root: Ended, seen: Loop) -> Turn:
-    """The job has failed, with all that is known of it."""
-    where = f"each time on node {seen.node}" if seen.node else f"on several nodes, last on {root.node}"
-    words = f"{root.words}; the same {seen.times} times without a newly finished step, {where}"
-    return end(turn, "Failed", "CrashLoop", f"{words}. Last lines:\n{root.text[-TAIL:]}" if root.text else words)
 
 
 def _answer_stopped(turn: Turn, root: Ended) -> Turn:

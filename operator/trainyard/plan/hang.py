@@ -3,15 +3,15 @@ the lack of new steps does, after a longer time."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from trainyard.api.job import HangDetection
+from trainyard.api.job import Avoid, HangDetection
 from trainyard.plan.collectives import behind
-from trainyard.plan.loops import loop
+from trainyard.plan.loops import LIMIT, crash_loop, loop
 from trainyard.plan.losses import active
 from trainyard.plan.nodes import last_step_at, seconds_per_step
 from trainyard.plan.restarts import exhausted
-from trainyard.plan.times import moment, seconds_between
+from trainyard.plan.times import moment, seconds_between, stamp
 from trainyard.plan.tuned import tuned
 from trainyard.plan.turn import Fault, Turn
 from trainyard.plan.types import Report
@@ -23,6 +23,8 @@ ACTIVITY_SECONDS = 1800.0  # an evaluation, a save, an export: no step is finish
 PULSE_SECONDS = 30.0  # more than a pod needs that sees its own ranks hang
 FIRST_STEP_SECONDS = 1800.0  # loading and compiling come before the first step of a generation
 NOBODY = "a hang, nobody is behind"  # by which hangs without a culprit are compared
+BEHIND = "a hang, somebody is behind"  # and those with one
+AVOID_SECONDS = 600.0  # how long the job keeps away from a node that was to blame twice, if there are others
 CHECK_FROM = 2  # times in a row, without a newly finished step, that it is that: then nodes are checked in pairs
 
 
@@ -49,24 +51,35 @@ def _told(turn: Turn, reports: list[Report]) -> Turn:
     late = behind(position for _, hang in hangs for position in hang.positions)
     first = min((hang for _, hang in hangs), key=lambda hang: hang.since)
     places = {one.rank // turn.spec.procs for one in late}
-    blamed = {index for place, index in enumerate(turn.gang.members) if place in places}
+    blamed = frozenset(index for place, index in enumerate(turn.gang.members) if place in places)
     words = "; ".join(str(one) for one in late[:4]) if late else "all ranks wait for each other, none is behind"
     words = f"{words} (phase {first.phase}, after step {first.step:,})"
     texts = [hang.text for report, hang in hangs if not blamed or report.spec.index in blamed]
-    return _counted(turn, words, moment(first.since), texts[0] if texts else "", blamed=bool(late))
+    return _counted(turn, words, moment(first.since), texts[0] if texts else "", blamed)
 
 
-def _counted(turn: Turn, words: str, happened: datetime | None, text: str = "", blamed: bool = False) -> Turn:
-    """Without anybody to blame, everybody starts again; the second time in a row nodes are checked in pairs first."""
+def _counted(turn: Turn, words: str, happened: datetime | None, text: str = "",
+             blamed: frozenset[int] = frozenset()) -> Turn:
+    """Everybody starts again. The second time in a row without a new step nodes are checked in pairs first if nobody is
+    to blame, and a node that was to blame both times is left behind; the third time the job has failed."""
     assert turn.world is not None
     if turn.world.cause.counted >= turn.spec.failure_policy.max_restarts:
         return exhausted(turn, words)
-    seen = None if blamed else loop(turn, NOBODY, None)
-    check = seen is not None and seen.times >= CHECK_FROM and turn.gang.size > 1
+    only = next(iter(blamed)) if len(blamed) == 1 else None
+    pod = turn.gang.holders.get(only) if only is not None else None
+    seen = loop(turn, BEHIND if blamed else NOBODY, pod.node if pod is not None else None)
+    if seen.times >= LIMIT:
+        return crash_loop(turn, words, seen, only, text)
+    check = not blamed and seen.times >= CHECK_FROM and turn.gang.size > 1
     if check:
         words = f"{words}; again without a new step: nodes are checked in pairs first"
-    return turn.with_faults(Fault("Hang", words, turn.now, weight="counted", happened=happened, text=text, loop=seen,
-                                  check=check))
+    lost, avoid = frozenset[int](), tuple[Avoid, ...]()
+    if pod is not None and seen.times == LIMIT - 1 and seen.node:
+        lost, until = blamed, stamp(turn.now + timedelta(seconds=AVOID_SECONDS))
+        words = f"{words}; again without a new step, and again pod {pod.name} on node {seen.node}: it is replaced"
+        avoid = (Avoid(node=seen.node, reason=words[:4096], until=until),)
+    return turn.with_faults(Fault("Hang", words, turn.now, lost, "counted", avoid, happened=happened, text=text,
+                                  loop=seen, check=check))
 
 
 def _silent(turn: Turn) -> Turn:
@@ -78,6 +91,8 @@ def _silent(turn: Turn) -> Turn:
     # A pod's clock may be behind; the gang cannot have formed before the generation was wanted.
     formed = max(formed, moment(turn.world.cause.at) or formed)
     since = max(last or formed, formed)
+    if since > turn.now:  # the operator's clock was set back after that was written down
+        since = turn.snap.heard_since or turn.now
     # While the API server is away nobody can report a step; ranks that train on are not to be blamed for that.
     listened = seconds_between(max(since, turn.snap.heard_since or since), turn.now)
     if listened < limit:

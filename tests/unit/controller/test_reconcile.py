@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from trainyard.api.protocol import WorldSpec
 from trainyard.build import BuildSettings, InvalidTemplate
 from trainyard.controller import admission, apply
 from trainyard.controller.admission import classify
+from trainyard.controller.clock import WallClock
 from trainyard.controller.cluster import OURS, Cluster
 from trainyard.controller.events import Events
 from trainyard.controller.metrics import Metrics
@@ -310,6 +312,24 @@ async def test_a_plan_knows_since_when_reports_were_heard_without_a_break() -> N
         next(watch for watch in bench.cluster.watches if watch.name == "reports").broken_at = broken
         await bench.run()
     assert [snap.heard_since for snap in bench.snapshots] == [None, led, broke]
+
+
+@pytest.mark.parametrize("by", [3600, -3600])
+async def test_a_clock_that_is_set_makes_nothing_older_or_younger(by: int) -> None:
+    bench = Bench(*(Plan(status()) for _ in range(3)))
+    now, steady = datetime(2026, 1, 1, tzinfo=UTC), 0.0
+    bench.cluster.clock = WallClock(lambda: now, lambda: steady)
+    bench.cluster.led_since = first = now
+    spec = {"job": "ju", "podUid": "pu", "index": 0, "incarnation": 1, "generation": 1, "sequence": 5, "kind": "Formed"}
+    bench.cluster.reports.put({"metadata": {"namespace": "a", "name": "j-0-1", "resourceVersion": "7"}, "spec": spec})
+    bench.cluster.reports.revise(lambda one: replace(one, report=replace(one.report, received=first)))
+    for seconds, jump in ((1.0, 0), (1.0, by), (1.0, 0)):
+        now, steady = now + timedelta(seconds=seconds + jump), steady + seconds
+        await bench.run()
+    ages = [(snap.now - snap.reports[0].received).total_seconds() for snap in bench.snapshots]
+    assert ages == [1, 2, 3]
+    heard = [(snap.now - snap.heard_since).total_seconds() for snap in bench.snapshots if snap.heard_since]
+    assert heard == [1, 0, 1], "steps that nobody reported meanwhile are not missed"
 
 
 async def test_no_write_when_nothing_changed() -> None:

@@ -57,6 +57,14 @@ def test_steps_that_nobody_could_report_are_not_missed() -> None:
     assert "for 1101 s after step 20" in world_of(case.after(201).plan()).cause.culprit
 
 
+def test_a_hang_is_seen_although_the_operators_clock_was_set_back() -> None:
+    """What the status tells of seems to lie ahead then; it is counted from when that was noticed."""
+    case: Case = training().after(-3600)
+    case = case.but(heard_since=case.snap.now - timedelta(seconds=100))
+    assert case.plan().requeue_after == pytest.approx(200)
+    assert world_of(case.after(201).plan()).cause.kind == "Hang"
+
+
 def test_a_pod_whose_clock_is_behind_is_not_hung_from_the_start() -> None:
     case: Case = training().status_with(progress=Progress(step=3))
     case = case.report(0, "Formed", formed_at=(case.snap.now - timedelta(hours=2)).isoformat())
@@ -221,6 +229,34 @@ def test_a_check_that_blames_nobody_is_told_once(failed: int, kind: str, reason:
 def test_a_pod_lost_during_the_check_does_not_end_it() -> None:
     case = hangs(hung_once().after(6)).applied().after(1).without_pod(0)
     assert world_of(case.plan()).check == "Pairs"
+
+
+def again(case: Case) -> Case:
+    """It trains where it was."""
+    return case.formed(step=20, steps=100, durable_step=20, seconds_per_step="1.0").settled()
+
+
+def test_the_third_hang_without_a_culprit_ends_the_job_with_the_evidence() -> None:
+    case = again(hangs(hung_once().after(6)).applied())
+    _, reason, message = condition(hangs(case.after(6)).plan().status, "Failed")
+    assert reason == "CrashLoop"
+    assert "none is behind" in message
+    assert "the same 3 times without a newly finished step. Last lines:\nstack of" in message
+
+
+def test_a_node_that_was_to_blame_twice_in_a_row_is_left_behind() -> None:
+    case = again(hangs(training(3).after(6), (12, 11, 12)).applied())
+    node = next(pod.node for pod in case.snap.pods if pod.index == 1)
+    made = hangs(case.after(6), (12, 11, 12)).plan()
+    world = world_of(made)
+    assert (world.check, world.incarnations, world.cause.counted) == ("None", {"1": 2}, 2)
+    assert [avoid.node for avoid in made.status.avoid] == [node]
+    assert f"again pod j-1-1 on node {node}: it is replaced" in world.cause.culprit
+    other = hangs(case.after(6), (12, 12, 11)).plan()
+    assert (world_of(other).incarnations, other.status.avoid) == ({}, []), "another one this time"
+    once = hangs(case.after(6), (12, 11, 12)).applied()
+    last = hangs(again(once).after(6), (12, 11, 12)).plan()
+    assert condition(last.status, "Failed")[1] == "CrashLoop"
 
 
 def test_one_pod_alone_is_not_checked() -> None:

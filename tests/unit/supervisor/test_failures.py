@@ -90,7 +90,8 @@ def test_the_error_file_is_better_evidence_than_the_log() -> None:
     assert judge(1, [], [], peer).root is False
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"message": 3}', '{"message": {}}', "null"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"message": 3}', '{"message": {}}', "null",
+                                     "[" * 100_000])
 def test_a_damaged_error_file_is_ignored(content: str) -> None:
     assert judge(1, ["x"], ["boom"], content).reason == "boom"
 

@@ -182,6 +182,7 @@ def test_a_fenced_pod_leaves_without_a_word(start: Start, api: FakeApi, how: str
     pod = start(["sh", "-c", "echo pid $$; exec sleep 1000"])
     operator.run(pod)
     rank = int(re.findall(r"pid (\d+)", pod.wait_output("] pid "))[0])
+    operator.report("Formed")  # may be on its way yet
     written = len(api.reports)
     if how == "incarnation":
         operator.put(generation=2, incarnations={"0": 2})
@@ -239,6 +240,21 @@ def test_progress_that_cannot_be_read_is_told_once(start: Start, api: FakeApi) -
     operator.report("Finished")
     assert pod.output().count("progress is ignored") == 1
     assert next(spec["progress"]["step"] for _, _, spec in api.reports if "progress" in spec) == 3
+
+
+def test_nothing_that_a_program_writes_silences_its_pod(start: Start, api: FakeApi) -> None:
+    """Neither what would end a careless reader, nor what the API does not take."""
+    api.unwelcome = "rude"
+    operator = Operator(api)
+    code = ("import os, sys, time\n"
+            "open(os.environ['TRAINYARD_PROGRESS'], 'w').write('{\"step\": 3, \"loss\": 1' + '0' * 400 + '}')\n"
+            "open(os.environ['TORCHELASTIC_ERROR_FILE'], 'w').write('[' * 200_000)\n"
+            "print('rude', flush=True); time.sleep(0.6); sys.exit(3)")
+    pod = start(python(code))
+    operator.run(pod)
+    failure = operator.report("RankFailed")["failure"]
+    assert (failure["root"], failure["rank"], failure["exitCode"]) == (True, 0, 3)
+    assert "going on without words" in pod.output()
 
 
 def test_a_flood_of_output_stalls_nothing(start: Start, api: FakeApi) -> None:

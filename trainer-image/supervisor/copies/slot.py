@@ -1,6 +1,6 @@
 """One slot: a file in memory that holds one rank's state of one step, and says itself what it holds.
 
-    0      magic, sizes, the sum of the data (32 bits) and the seal it belongs to
+    0      magic, sizes and their sum with the header's, the sum of the data (32 bits) and the seal it belongs to
     64     header: JSON that never changes: whose state this is, and name, dtype, global shape, offset of every tensor
     ...    seal: JSON with a checksum of its own: step, run and counters; absent while data is being written
     ...    data: raw tensors, page aligned
@@ -17,8 +17,8 @@ import struct
 import zlib
 from typing import Any, Callable, Dict, Optional
 
-MAGIC = b"TYCOPY01"
-_FIXED = struct.Struct("<8sQQQ")  # magic, header bytes, seal's place, data's place; the file's size says the rest
+MAGIC = b"TYCOPY02"
+_FIXED = struct.Struct("<8sQQQI")  # magic, header bytes, seal's place, data's place, sum; the size says the rest
 _SUM = struct.Struct("<QQ")  # number of the seal it was made for, sum + 1 (0: none yet)
 _SUM_AT = 40
 _HEADER_AT = 64
@@ -34,6 +34,11 @@ class Damaged(Exception):
 
 def _aligned(number: int) -> int:
     return -(-number // PAGE) * PAGE
+
+
+def _header_sum(text: bytes, seal_at: int, data_at: int) -> int:
+    """Of what never changes: a flipped bit in an offset would load other numbers than were saved."""
+    return zlib.crc32(b"%d %d" % (seal_at, data_at), zlib.crc32(text))
 
 
 class Slot:
@@ -58,7 +63,8 @@ class Slot:
         descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, max(data_at + data_bytes, data_at + 1))
-            os.pwrite(descriptor, _FIXED.pack(MAGIC, len(text), seal_at, data_at), 0)
+            summed = _header_sum(text, seal_at, data_at)
+            os.pwrite(descriptor, _FIXED.pack(MAGIC, len(text), seal_at, data_at, summed), 0)
             os.pwrite(descriptor, text, _HEADER_AT)
             os.ftruncate(descriptor, data_at + data_bytes)
             memory = mmap.mmap(descriptor, 0)
@@ -80,13 +86,13 @@ class Slot:
             memory = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ | (mmap.PROT_WRITE if write else 0))
         finally:
             os.close(descriptor)
-        magic, header_bytes, seal_at, data_at = _FIXED.unpack_from(memory)
+        magic, header_bytes, seal_at, data_at, summed = _FIXED.unpack_from(memory)
         if magic != MAGIC or not _HEADER_AT + header_bytes <= seal_at <= data_at - SEAL_BYTES <= len(memory):
             raise Damaged(f"{path} is no copy")
-        try:
-            header = json.loads(memory[_HEADER_AT:_HEADER_AT + header_bytes])
-        except ValueError:
-            raise Damaged(f"the header of {path} is damaged") from None
+        text = memory[_HEADER_AT:_HEADER_AT + header_bytes]
+        if summed != _header_sum(text, seal_at, data_at):
+            raise Damaged(f"the header of {path} is damaged")
+        header = json.loads(text)
         return cls(path, header, seal_at, data_at, memory)
 
     def close(self) -> None:

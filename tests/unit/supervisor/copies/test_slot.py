@@ -37,6 +37,27 @@ def test_a_flipped_bit_is_found_once_the_sum_is_known(slot: Slot) -> None:
     assert "damaged" in slot.check()
 
 
+def test_no_bit_of_a_whole_copy_flips_unseen(slot: Slot) -> None:
+    """Whichever it is: the copy is refused, or not whole, or damaged, or it does not matter."""
+    slot.set_seal(SEAL)
+    slot.note_sum(SEAL["number"], slot.compute_sum())
+    raw = Path(slot.path).read_bytes()
+    flips = [8 * at + bit for at in range(200) for bit in (0, 5)]  # all that is fixed, and the header
+    flips += [8 * (at + 8) for at in (4096, 4100, 4200, len(raw) - 9, len(raw) - 1000)]
+    for flip in flips:
+        other = bytearray(raw)
+        other[flip // 8] ^= 1 << flip % 8
+        path = Path(slot.path).with_name("1.1")
+        path.write_bytes(other)
+        try:
+            found = Slot.open(str(path))
+        except Damaged:
+            continue
+        if not found.check():
+            assert (found.header, found.seal(), bytes(found.data)) == (HEADER, SEAL, bytes(slot.data)), flip
+        found.close()
+
+
 def test_a_sum_is_of_one_content_only(slot: Slot) -> None:
     slot.set_seal(SEAL)
     slot.note_sum(SEAL["number"], 123)
@@ -53,7 +74,7 @@ def test_a_torn_seal_is_none(slot: Slot) -> None:
     assert Slot.open(slot.path).seal() is None
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 100, b"TYCOPY01" + b"\xff" * 200])
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"TYCOPY02" + b"\xff" * 200])
 def test_what_is_no_slot_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "1.0"
     path.write_bytes(content)
