@@ -426,6 +426,15 @@ class Recovery(Lenient):
     """How long it took, by phase."""
 
 
+class TrainingTime(Lenient):
+    """How much of its time a job trains: trainyard_effective_training_ratio."""
+
+    since: Time
+    """When its first step was finished, or the first since it last got its places."""
+    lost_milliseconds: Step = 0
+    """Since then, in recoveries that have ended, and for finished steps that were computed again."""
+
+
 class Avoid(Lenient):
     """A node that this job's new pods keep away from."""
 
@@ -494,6 +503,8 @@ class TrainingJobStatus(Lenient):
     """Checkpoints."""
     recoveries: Annotated[list[Recovery], Field(max_length=10)] = Field(default_factory=list)
     """The last ten recoveries, oldest first."""
+    training_time: TrainingTime | None = None
+    """Since when it trains, and what recoveries cost."""
     avoid: Annotated[list[Avoid], Field(max_length=64)] = Field(default_factory=list)
     """Nodes and devices that this job avoids for now."""
     device_faults: Annotated[list[DeviceFault], Field(max_length=64)] = Field(default_factory=list)

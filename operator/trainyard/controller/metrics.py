@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -12,11 +14,13 @@ from prometheus_client.registry import Collector
 
 from trainyard.fleet.devices import Accelerators, Device
 from trainyard.fleet.quarantine import Withheld, failing
+from trainyard.kube.times import instant
 
 Gauges = dict[tuple[str, str, str], Mapping[str, float] | Mapping[tuple[str, ...], float]]
 """{(name, help, labels with spaces between): {label value, or label values: value}}"""
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TRAINS = ("Running", "Recovering", "Succeeded", "Failed")  # states
 _RECOVERY = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600, 1800)
 
 
@@ -87,6 +91,23 @@ class _Live(Collector):
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return ()
+
+
+def training_ratio(status: Mapping[str, Any], now: datetime) -> float | None:
+    """The part of a job's time, since its first step, that brought it further; None while it holds no places or has not
+    begun. `status` as the API has it."""
+    known, ended = status.get("trainingTime") or {}, instant(status.get("completionTime"))
+    since = instant(known.get("since"))
+    if since is None or status.get("state") not in _TRAINS:
+        return None
+    now = ended or now
+    lost = float(known.get("lostMilliseconds") or 0) / 1000
+    last = (status.get("recoveries") or [{}])[-1]
+    at = instant(last.get("at"))
+    if at is not None and not ended and (last.get("milliseconds") or {}).get("total") is None:
+        lost += max(0.0, (now - max(at, since)).total_seconds())
+    whole = (now - since).total_seconds()
+    return max(0.0, 1.0 - lost / whole) if whole > 0 else 1.0
 
 
 def device_gauges(nodes: Iterable[Accelerators], withheld: Iterable[Withheld]) -> Gauges:

@@ -18,7 +18,7 @@ from trainyard.controller.cluster import Cluster
 from trainyard.controller.events import Events
 from trainyard.controller.fleet import Fleet
 from trainyard.controller.jobs import JobWatch
-from trainyard.controller.metrics import Gauges, Metrics, device_gauges
+from trainyard.controller.metrics import Gauges, Metrics, device_gauges, training_ratio
 from trainyard.controller.options import Options
 from trainyard.controller.queue import WorkQueue
 from trainyard.controller.reconcile import Reconciler, foreign
@@ -242,14 +242,19 @@ class Operator:
 
     def _gauges(self) -> Gauges:
         states: dict[str, float] = {}
+        ratios: dict[tuple[str, ...], float] = {}
         for _, job in self.cluster.jobs:
             if foreign(job):
                 continue
             state = str(job.status.get("state") or "Pending")
             states[state] = states.get(state, 0) + 1
+            if (ratio := training_ratio(job.status, datetime.now(UTC))) is not None:
+                ratios[job.namespace, job.name] = ratio
         watches = self.cluster.watches
         made: Gauges = {
             ("trainyard_jobs", "TrainingJobs by state.", "state"): states,
+            ("trainyard_effective_training_ratio", "Part of a job's time since its first step that brought it further.",
+             "namespace job"): ratios,
             ("trainyard_queue_depth", "Jobs that wait for a worker.", ""): {"": self.queue.depth},
             ("trainyard_queue_delayed", "Jobs that wait for a time.", ""): {"": self.queue.delayed},
             ("trainyard_queue_in_flight", "Jobs being reconciled.", ""): {"": self.queue.flying},

@@ -9,6 +9,7 @@ from trainyard.api.job import PhaseSeconds, Recovery
 from trainyard.plan.gang import PLANNED
 from trainyard.plan.losses import active
 from trainyard.plan.times import fine_stamp, milliseconds_between, moment
+from trainyard.plan.training_time import begun, spent
 from trainyard.plan.turn import Turn
 
 KEPT = 10
@@ -18,7 +19,7 @@ def recoveries(turn: Turn) -> Turn:
     """A recovery begins with its generation, and ends with the first step that is finished in it."""
     if not active(turn) or turn.world is None:
         return turn
-    return _completed(_begun(turn))
+    return _completed(begun(_begun(turn)))
 
 
 def latest(turn: Turn) -> Recovery | None:
@@ -76,10 +77,11 @@ def _completed(turn: Turn) -> Turn:
     if reports_steps and first is None:
         return turn  # where a program resumes from is no finished step
     made = _phases(turn, last, formed, first or formed)
-    kept = [*turn.status.recoveries[:-1], last.model_copy(update={"milliseconds": made})]
+    ended = last.model_copy(update={"milliseconds": made})
+    kept = [*turn.status.recoveries[:-1], ended]
     message = f"Training goes on in generation {last.generation} after {(made.total or 0) / 1000:.1f} s."
     turn = turn.note(recoveries=kept).judge("Recovering", "False", "Recovered", message)
-    return _measured(turn, last.cause, made)
+    return _measured(spent(turn, ended), last.cause, made)
 
 
 def _phases(turn: Turn, last: Recovery, formed: datetime, first: datetime) -> PhaseSeconds:
