@@ -140,12 +140,51 @@ def halves_in_an_order_of_each_rank() -> None:
         right(second, first)[::-1] if dist.get_rank() % 2 else right(first, second))
 
 
+def experts_of_other_stages_not_balanced() -> None:
+    """The gradients of the balancing loss end at the last stage of a pipeline."""
+    from trainer.parallel import pipeline
+
+    module: Any = pipeline
+    right = module.make_callable
+
+    def make_callable(model: Any, *given: Any) -> None:
+        right(model, *given)
+        forward = model.forward
+        model.forward = lambda value, before=None, documents=None: forward(
+            value, None if before is None else before.detach(), documents)
+
+    module.make_callable = make_callable
+
+
+def experts_router_learns_of_its_rank() -> None:
+    """A router's gradient is not added up over the tensor group."""
+    from trainer.parallel import tensor
+
+    module: Any = tensor
+    module.Partial = module.Replicate
+
+
+def experts_averaged_over_tensor_ranks() -> None:
+    """The gradients of experts are a mean over tensor ranks, as if these had the same tokens."""
+    from trainer.parallel import experts, pipeline
+
+    right = experts.apply
+
+    def apply(model: Any, mesh: Any) -> None:
+        right(model, mesh)
+        for block in pipeline.present(model):
+            block.mlp.experts.trainyard_tensor = 1
+
+    experts.apply = apply
+
+
 DAMAGES: dict[str, Callable[[], None]] = {
     "none": lambda: None, **{one.__name__: one for one in (
         no_reduce_of_replicas, wrong_scale, no_reduce_in_attention, norms_counted_by_every_rank,
         loss_of_a_part_of_the_vocabulary, same_samples_everywhere, dead_embedding, positions_from_zero,
         ring_without_causal_order, gradients_divided_by_micro_batches, experts_balanced_by_each_rank,
-        experts_not_averaged, experts_limited_by_each_rank, halves_in_an_order_of_each_rank)}}
+        experts_not_averaged, experts_limited_by_each_rank, halves_in_an_order_of_each_rank,
+        experts_of_other_stages_not_balanced, experts_router_learns_of_its_rank, experts_averaged_over_tensor_ranks)}}
 
 
 def apply(name: str) -> None:

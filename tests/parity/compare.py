@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parity import reference
-from parity.samples import BATCH, config
+from parity.samples import config
 from train import gang
 from train.gang import Gang
 
@@ -36,10 +36,8 @@ class Off:
 
 def truth_of(fields: dict[str, Any], folder: Path) -> Path:
     """The file of the reference; made once for all layouts of a model."""
-    telling = ("family", "model", "documents", "optimizer", "experts")
+    telling = ("family", "model", "documents", "optimizer", "experts", "parts")
     kept = {key: value for key, value in fields.items() if key in telling}
-    if fields.get("family") == "mixtral":  # experts are balanced over a micro-batch of all ranks
-        kept["microBatchSize"] = BATCH // fields.get("parts", 1)
     key = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
     file = folder / f"{key}.pt"
     if not file.exists():
@@ -51,9 +49,6 @@ def run(folder: Path, truths: Path, ranks: int, damage: str = "none", **fields: 
     """Train `ranks` processes with the given fields of TrainConfig; `parts`: micro-batches of a mixture's batch."""
     folder.mkdir(parents=True, exist_ok=True)
     truth = truth_of(fields, truths)
-    if (parts := fields.pop("parts", 1)) > 1:
-        spread = fields.get("parallel", {})
-        fields["microBatchSize"] = BATCH * spread.get("context", 1) // (ranks * parts)
     program = ["-m", "parity.rank", str(truth), str(folder), damage]
     with Gang(folder / "gang", [config(ranks, **fields)] * ranks, program=program) as processes:
         ended = processes.wait(280)

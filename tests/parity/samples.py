@@ -19,17 +19,16 @@ MIXTURE: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2, "ro
 """For the family mixtral: a loss that balances experts more than usual, so that mistakes in it are seen."""
 
 
-def config(ranks: int = 1, documents: bool = False, **fields: Any) -> dict[str, Any]:
+def config(ranks: int = 1, documents: bool = False, parts: int = 1, **fields: Any) -> dict[str, Any]:
     """A TrainConfig; `model` is laid over MODEL, everything else over the rest. A mixture of
-    experts computes the batch at once, unless it is told otherwise: experts are balanced over a micro-batch of all
-    ranks."""
+    experts computes the batch in as many `parts`: experts are balanced over a micro-batch of all ranks."""
     family = fields.pop("family", "llama2")
     model = {**MODEL, **(MIXTURE if family == "mixtral" else {}), **fields.pop("model", {})}
     spread = fields.get("parallel", {})
+    batch_ranks = ranks // prod(spread.get(name, 1) for name in ("tensor", "context", "pipeline"))
     if family == "mixtral":
-        fields.setdefault("microBatchSize", BATCH * spread.get("context", 1) // ranks)
+        fields.setdefault("microBatchSize", BATCH // (batch_ranks * parts))
     if "tensor" in spread:  # DTensors cost milliseconds a micro-batch: two, or four of a pipeline, will do
-        batch_ranks = ranks // prod(spread.get(name, 1) for name in ("tensor", "context", "pipeline"))
         fields.setdefault("microBatchSize", max(1, BATCH // ((4 if "pipeline" in spread else 2) * batch_ranks)))
     return {"model": {"family": family, "size": "tiny", "config": model},
             "data": {"sources": [{"path": "/none"}], "sequenceLength": LENGTH, "documentMask": documents},

@@ -69,6 +69,15 @@ MIXTURES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
                                                    "activationCheckpointing": "selective"}),
     (2, {"expert": 2}, {"twoBatchOverlap": True}),
     (4, {"shard": 4}, {"model": {"num_local_experts": 3}}),  # they do not go evenly over ranks: each is cut
+    (2, {"pipeline": 2}, {"parts": 4}),
+    (2, {"pipeline": 2, "schedule": "ZBV"}, {"parts": 4}),
+    (4, {"pipeline": 2, "shard": 2, "expert": 2, "schedule": "Interleaved1F1B"}, {
+        "parts": 4, "experts": {"capacityFactor": 0.8}, "activationCheckpointing": "full"}),
+    (2, {"tensor": 2}, {}),
+    (2, {"tensor": 2, "expert": 2}, {"parts": 2, "activationCheckpointing": "selective"}),
+    (4, {"tensor": 2, "shard": 2, "expert": 2}, {"experts": {"capacityFactor": 0.8}}),
+    (4, {"tensor": 2, "context": 2, "expert": 4}, {}),
+    (4, {"pipeline": 2, "tensor": 2, "expert": 2}, {"parts": 4}),
 ]
 
 # What else changes how gradients are made, on the layouts that it meets differently.
@@ -154,6 +163,9 @@ def test_bf16_stays_near(tmp_path: Path, truths: Path, ranks: int, parallel: dic
     (2, {"expert": 2}, "experts_not_averaged"),
     (2, {"expert": 2}, "experts_limited_by_each_rank"),
     (2, {"context": 2}, "halves_in_an_order_of_each_rank"),
+    (2, {"pipeline": 2}, "experts_of_other_stages_not_balanced"),
+    (2, {"tensor": 2}, "experts_router_learns_of_its_rank"),
+    (2, {"tensor": 2}, "experts_averaged_over_tensor_ranks"),
 ], ids=lambda case: case[2])
 def test_a_broken_layout_is_noticed(tmp_path: Path, truths: Path, damage_of: tuple[int, dict[str, Any], str]) -> None:
     ranks, parallel, damage = damage_of
@@ -161,6 +173,8 @@ def test_a_broken_layout_is_noticed(tmp_path: Path, truths: Path, damage_of: tup
     fields: dict[str, Any] = {"experts": {"capacityFactor": 0.8}} if "limited" in damage else {}
     if damage.startswith("halves"):
         fields = {"twoBatchOverlap": True, "microBatchSize": 4}
+    if family == "mixtral" and "pipeline" in parallel:
+        fields = {"parts": 4}
     off = run(tmp_path, truths, ranks, damage, family=family, parallel=parallel, **fields)
     print(off.text)
     assert not off.within(LOSS * 10, GRADIENT * 10), off.text

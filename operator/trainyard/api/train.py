@@ -90,7 +90,7 @@ class ParallelConfig(Model):
     """Part of context that exchanges heads for positions (Ulysses); the rest, context / ulysses, passes keys and
     values round a ring."""
     expert: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Ranks that share out the experts of a mixture; divides the experts and shard x context (its ranks are theirs)."""
+    """Ranks that share out the experts of a mixture; divides the experts and shard x context x tensor."""
     zero: Literal[2, 3] | None = None
     """3: parameters are gathered again for the backward pass. 2: kept from forward to backward, more memory."""
     schedule: Literal["1F1B", "Interleaved1F1B", "ZBV"] | None = None

@@ -124,7 +124,7 @@ def _data_and_pipeline(work: Workload, base: Layout) -> Iterator[Layout]:
     for pipeline in [asked.pipeline] if asked.pipeline else divisors(rest):
         if rest % pipeline or pipeline > work.shape.layers or pipeline * micro > work.batch:
             continue
-        if pipeline > 1 and (work.shape.tied or work.shape.experts):
+        if pipeline > 1 and work.shape.tied:
             continue
         share = rest // pipeline
         if work.batch % (share * micro):
@@ -133,14 +133,14 @@ def _data_and_pipeline(work: Workload, base: Layout) -> Iterator[Layout]:
             data = share // shard if share % shard == 0 else 0
             if data == 0 or (asked.data or data) != data:
                 continue
-            for expert in _experts(work, shard * base.context):
+            for expert in _experts(work, shard * base.context * base.tensor):
                 yield replace(base, pipeline=pipeline, shard=shard, data=data, expert=expert)
 
 
-def _experts(work: Workload, sharding: int) -> list[int]:
+def _experts(work: Workload, holders: int) -> list[int]:
     if not work.shape.experts:
         return [1]
-    sizes = [n for n in divisors(work.shape.experts) if sharding % n == 0]
+    sizes = [n for n in divisors(work.shape.experts) if holders % n == 0]
     return [n for n in sizes if n == work.asked.expert] if work.asked.expert else sizes
 
 

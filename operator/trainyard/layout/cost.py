@@ -77,7 +77,8 @@ def seconds(work: Workload, layout: Layout) -> Seconds:
 def _rate(work: Workload, layout: Layout) -> float:
     """FLOP/s of a matrix product of this model: narrow ones are slower."""
     hardware, shape = work.hardware, work.shape
-    narrow = min(shape.hidden, shape.inner / layout.tensor, shape.query / layout.tensor)
+    inner = shape.inner if shape.experts else shape.inner / layout.tensor
+    narrow = min(shape.hidden, inner, shape.query / layout.tensor)
     peak = hardware.peak.get(work.precision) or hardware.peak["fp16"]
     return peak * hardware.efficiency * narrow / (narrow + hardware.matrix)
 
@@ -101,11 +102,13 @@ def _without_recompute(layout: Layout) -> Layout:
 
 
 def _tensor(work: Workload, layout: Layout, tokens: float) -> float:
-    """Sequence parallel gathers and scatters twice a layer in the forward pass, and as often in the backward pass."""
+    """Sequence parallel gathers and scatters twice a layer in the forward pass, and as often in the backward pass; for
+    experts it does not."""
     if layout.tensor == 1:
         return 0.0
     amount = tokens * work.shape.hidden * BYTES[work.precision]
-    return moved(work.hardware, 1, layout.tensor, 8 * amount, 8)
+    messages = 4 if work.shape.experts else 8
+    return moved(work.hardware, 1, layout.tensor, messages * amount, messages)
 
 
 def _context(work: Workload, layout: Layout, tokens: float) -> float:
@@ -132,22 +135,24 @@ def _expert(work: Workload, layout: Layout, tokens: float) -> float:
     """All-to-all of tokens to their experts and back, in both passes."""
     if layout.expert == 1:
         return 0.0
-    amount = tokens * work.shape.chosen * work.shape.hidden * BYTES[work.precision]
-    return moved(work.hardware, layout.tensor, layout.expert, 4 * amount, 4)
+    amount = tokens * work.shape.chosen * work.shape.hidden * BYTES[work.precision] / layout.tensor
+    return moved(work.hardware, 1, layout.expert, 4 * amount, 4)
 
 
 def _sharding(work: Workload, layout: Layout, layers: int, micros: int, busy: float) -> float:
     """Exposed part of gathering parameters, reducing gradients and adding up replicas, a step. `busy`: seconds of one
     micro-batch, which hide it but for the first and last block."""
     shape, hardware, size = work.shape, work.hardware, BYTES[work.precision]
-    stride = layout.tensor
-    block = (shape.dense_layer / layout.tensor + shape.expert_layer / layout.expert)
-    whole = layers * block + 2 * shape.embedding / layout.tensor / layout.pipeline
-    units = layers + 1
-    gather = scatter = 0.0
-    if layout.sharding > 1:
-        gather = moved(hardware, stride, layout.sharding, whole * size, units)
-        scatter = moved(hardware, stride, layout.sharding, whole * 4, units)
+    units, others = layers + 1, layout.expert_holders // layout.expert  # that have the same experts
+    whole = layers * shape.dense_layer / layout.tensor + 2 * shape.embedding / layout.tensor / layout.pipeline
+    experts = layers * shape.expert_layer / layout.expert
+    apart = layers if layout.expert * layout.tensor > 1 else 0  # messages: else they go with the rest of their layer
+
+    def spread(amount: int) -> float:
+        return (moved(hardware, layout.tensor, layout.sharding, whole * amount, units)
+                + (moved(hardware, layout.expert, others, experts * amount, apart) if experts else 0.0))
+
+    gather, scatter = spread(size), spread(4)
     if layout.pipeline > 1:  # whole gradients are added up; ZeRO-2 keeps what it has gathered for the whole step
         each = 2 * gather if layout.zero == 3 else 0.0
         time = micros * max(each - hardware.overlap * busy, each / (units + 1)) + scatter
@@ -156,7 +161,8 @@ def _sharding(work: Workload, layout: Layout, layers: int, micros: int, busy: fl
         each = (2 if layout.zero == 3 else 1) * gather + scatter
         time = micros * max(each - hardware.overlap * busy, each / (units + 1))
     if layout.data > 1:
-        replicas = 2 * moved(hardware, stride * layout.sharding, layout.data, whole * 4 / layout.sharding, units)
+        mine = whole / layout.sharding + experts / others
+        replicas = 2 * moved(hardware, layout.expert_holders, layout.data, mine * 4, units)
         time += max(replicas - hardware.overlap * busy * 2 / 3, replicas / (units + 1))
     return time
 

@@ -20,24 +20,23 @@ def check(work: Workload) -> None:
     asked = work.asked
     for name in SIZES:
         _divides(name, getattr(asked, name), work.ranks, "ranks")
-    _check_mixture(work)
     _check_tensor(work)
     _check_context(work)
     _check_pipeline(work)
     _check_expert(work)
     _check_product(work)
+    _check_expert_ranks(work)
     _check_batch(work)
     _check_overlap(work)
 
 
 def tensor_sizes(work: Workload) -> list[int]:
-    """Tensor groups share key-value heads, the feed-forward, the vocabulary and the positions evenly; a mixture of
-    experts has none."""
+    """Tensor groups share key-value heads, the feed-forward, the vocabulary and the positions evenly; the experts of a
+    mixture are not cut."""
     shape = work.shape
-    if shape.experts:
-        return [1]
     return [n for n in divisors(shape.kv_heads)
-            if shape.heads % n == 0 and shape.inner % n == 0 and shape.vocabulary % n == 0 and work.sequence % n == 0]
+            if shape.heads % n == 0 and (shape.experts or shape.inner % n == 0) and shape.vocabulary % n == 0
+            and work.sequence % n == 0]
 
 
 def context_sizes(work: Workload) -> list[int]:
@@ -70,8 +69,7 @@ def legal(work: Workload, layout: Layout) -> bool:
         and schedule_works(layout.schedule, layout.pipeline, layout.chunks, micros)
         and (layout.schedule != "ZBV" or zbv_works(layout.zero, layout.recompute))
         and max(1, work.shape.experts) % layout.expert == 0
-        and (not work.shape.experts or layout.pipeline == 1)
-        and layout.sharding % layout.expert == 0
+        and layout.expert_holders % layout.expert == 0
         and (not work.overlap or overlap_works(layout))
     )  # fmt: skip
 
@@ -117,7 +115,8 @@ def _check_tensor(work: Workload) -> None:
     if value is None or value in legal_sizes:
         return
     shape = work.shape
-    what = {"key-value heads": shape.kv_heads, "attention heads": shape.heads, "feed-forward width": shape.inner,
+    what = {"key-value heads": shape.kv_heads, "attention heads": shape.heads,
+            "feed-forward width": 0 if shape.experts else shape.inner,
             "vocabulary": shape.vocabulary, "sequence length": work.sequence}  # fmt: skip
     name, size = next((name, size) for name, size in what.items() if size % value)
     raise InvalidLayout(f"{PARALLEL}.tensor", f"{value} does not divide the model's {name}, {size}; the nearest values "
@@ -179,14 +178,6 @@ def _check_pipeline(work: Workload) -> None:
                             f"{nearest(len(given), counts)}")
 
 
-def _check_mixture(work: Workload) -> None:
-    for name in ("tensor", "pipeline") if work.shape.experts else ():
-        size = getattr(work.asked, name)
-        if size not in (None, 1):
-            raise InvalidLayout(f"{PARALLEL}.{name}", f"{size}, but the model is a mixture of experts, which is spread "
-                                                      f"by data, shard, context and expert; the only legal value is 1")
-
-
 def _check_expert(work: Workload) -> None:
     value, experts = work.asked.expert, work.shape.experts
     if value is None or value == 1:
@@ -196,6 +187,19 @@ def _check_expert(work: Workload) -> None:
     if experts % value:
         raise InvalidLayout(f"{PARALLEL}.expert", f"{value} does not divide the model's {experts} experts; the nearest "
                                                   f"values that do are {nearest(value, divisors(experts))}")
+
+
+def _check_expert_ranks(work: Workload) -> None:
+    """Experts are shared out over ranks of shard x context x tensor: those of one replica and one pipeline rank."""
+    asked, value = work.asked, work.asked.expert or 1
+    holders, words = work.ranks // ((asked.data or 1) * (asked.pipeline or 1)), "can be"
+    if asked.shard and asked.context and asked.tensor:
+        holders, words = asked.shard * asked.context * asked.tensor, "are"
+    if holders % value:
+        sizes = [n for n in divisors(work.shape.experts) if holders % n == 0]
+        raise InvalidLayout(f"{PARALLEL}.expert", f"{value} does not divide the {holders} ranks that shard x context x "
+                                                  f"tensor {words}; the nearest legal values are "
+                                                  f"{nearest(value, sizes)}")
 
 
 def _check_product(work: Workload) -> None:

@@ -36,20 +36,20 @@ def kept_bytes(shape: ModelShape, layout: Layout, precision: str) -> float:
     """Bytes a token of one layer that the forward pass keeps for the backward pass, on one rank.
 
     Per layer: both inputs of the norms (as fp32 where computed in half), what the norms normalised, their results
-    (whole on every tensor rank: sequence parallel gathers them), queries, keys, values, the attention's result and
-    its log-sum-exp, gate, its activation, up and their product."""
+    (whole on every tensor rank: sequence parallel gathers them, but not for experts), queries, keys, values, the
+    attention's result and its log-sum-exp, gate, its activation, up and their product."""
     size = BYTES[precision]
     small = 1.0 / layout.tensor
     if layout.recompute == "full":
         return size * shape.hidden * small
     residual = 2 * shape.hidden * 4 * small
     normalised = 2 * shape.hidden * size * small + 2 * 4 * small
-    gathered = 2 * shape.hidden * size
+    gathered = (1 + (small if shape.experts else 1)) * shape.hidden * size
     attention = (2 * shape.query + 2 * shape.key) * size * small + shape.heads * 4 * small
     experts = max(1, shape.chosen)
     inner = 4 * shape.inner * experts * size * small
     if shape.experts:  # tokens sorted by expert, and the experts' results before they are weighed
-        inner += (2 * shape.hidden * experts) * size + shape.experts * 4
+        inner += ((2 * shape.hidden * experts) * size + shape.experts * 4) * small
     if layout.recompute == "selective":
         return size * _products(shape, layout.tensor, experts) + shape.heads * 4 * small
     return residual + normalised + gathered + attention + inner
@@ -62,6 +62,8 @@ def _products(shape: ModelShape, tensor: int, experts: int) -> float:
     rows = shape.hidden * (1 + experts)
     if tensor == 1:
         return kept + rows
+    if shape.experts:  # their tokens are not gathered, and their results not summed
+        return (kept + shape.hidden * (1 + experts)) / tensor + 2 * shape.hidden
     return kept / tensor + rows + 2 * shape.hidden + 2 * shape.hidden / tensor
 
 
@@ -118,7 +120,7 @@ def _on_rank(work: Workload, layout: Layout, rank: int, kept: float, whole: floa
 
 def _held(shape: ModelShape, layout: Layout, layers: int, root: float) -> float:
     """Numbers of parameters that a rank holds of these layers and the `root`, sharded."""
-    return (layers * (shape.dense_layer / layout.tensor + shape.expert_layer) + root) / layout.sharding
+    return (layers * (shape.dense_layer + shape.expert_layer) / layout.tensor + root) / layout.sharding
 
 
 def state_bytes(shape: ModelShape, layout: Layout) -> float:

@@ -37,4 +37,5 @@ def _holds(layout: LayoutEstimate, ranks: int) -> bool:
     fixed = (layout.tensor or 1) * (layout.pipeline or 1) * (layout.context or 1)
     replicas, shard = ranks // fixed, layout.shard or 1
     kept = shard if replicas % shard == 0 else replicas
-    return ranks % fixed == 0 and kept * (layout.context or 1) % (layout.expert or 1) == 0
+    holders = kept * (layout.context or 1) * (layout.tensor or 1)
+    return ranks % fixed == 0 and holders % (layout.expert or 1) == 0

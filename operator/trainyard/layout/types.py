@@ -64,6 +64,11 @@ class Layout:
         """Ranks over which a parameter is sharded: those of a context hold the same parameters and share, too."""
         return self.shard * self.context
 
+    @property
+    def expert_holders(self) -> int:
+        """Ranks that have all experts of their layers once, together: tensor ranks have other tokens for them."""
+        return self.sharding * self.tensor
+
     def micro_batches(self, batch: int) -> int:
         """Micro-batches a step and rank."""
         return batch // (self.micro * self.data * self.shard)

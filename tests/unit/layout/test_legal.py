@@ -28,8 +28,12 @@ REFUSED: list[tuple[dict[str, Any], int, dict[str, Any], str, str]] = [
     ({"context": 8, "ulysses": 8, "tensor": 2}, 16, {}, "train.parallel.ulysses", "4 heads of a tensor rank"),
     ({"expert": 2}, 8, {}, "train.parallel.expert", "no experts"),
     ({"expert": 4}, 8, {"config": {"num_local_experts": 6}}, "train.parallel.expert", "6 experts; .* are 3 and 6"),
-    ({"tensor": 2}, 8, {"config": {"num_local_experts": 8}}, "train.parallel.tensor", "mixture .* value is 1"),
-    ({"pipeline": 2}, 8, {"config": {"num_local_experts": 8}}, "train.parallel.pipeline", "only legal value is 1"),
+    ({"tensor": 3}, 6, {"config": {"num_local_experts": 6}}, "train.parallel.tensor", "key-value heads, 4; .* 2 and 4"),
+    ({"pipeline": 8}, 8, {"config": {"num_local_experts": 8}}, "train.parallel.pipeline", "4 layers; .* are 4"),
+    ({"expert": 8, "pipeline": 2}, 8, {"config": {"num_local_experts": 8}}, "train.parallel.expert",
+     "the 4 ranks that shard x context x tensor can be; .* are 4"),
+    ({"expert": 4, "shard": 1, "context": 1, "tensor": 2}, 8, {"config": {"num_local_experts": 8}},
+     "train.parallel.expert", "the 2 ranks that shard x context x tensor are; .* are 2"),
     ({"data": 4, "shard": 4}, 8, {}, "train.parallel.data", "is 16, which does not divide the 8 ranks; .* 2"),
     ({"data": 2, "shard": 2, "tensor": 1, "pipeline": 1, "context": 1}, 8, {}, "train.parallel.data",
      "has 8 ranks; .* data 4 or shard 4 or tensor 2 or pipeline 2 or context 2 would do"),
@@ -75,6 +79,9 @@ KEPT: list[tuple[dict[str, Any], int, dict[str, Any]]] = [
     ({"context": 4, "tensor": 2, "shard": 1}, 8, {}),
     ({"expert": 2, "shard": 4}, 4, {"config": {"num_local_experts": 4}}),
     ({"tensor": 2}, 4, {"twoBatchOverlap": True}),
+    ({"expert": 2, "shard": 2, "pipeline": 2}, 4, {"config": {"num_local_experts": 4}}),
+    ({"expert": 4, "tensor": 2, "pipeline": 2, "shard": 2}, 8, {"config": {"num_local_experts": 4}}),
+    ({"tensor": 2}, 2, {"config": {"num_local_experts": 4, "intermediate_size": 129}}),
 ]
 
 

@@ -55,7 +55,10 @@ def test_complete(parallel: dict[str, Any], ranks: int, expected: Layout) -> Non
     ({"pipeline": 2, "schedule": "ZBV", "stageLayers": [1, 2]}, 2, "should have 4 stages for ZBV on 2 ranks, found 2"),
     ({"pipeline": 2, "schedule": "ZBV", "zero": 3}, 2, "zero should be 2 with schedule ZBV, found 3"),
     ({"pipeline": 2, "schedule": "Interleaved1F1B", "stageLayers": [1, 2]}, 2, "should have 4, 6, ... stages"),
-    ({"expert": 3}, 4, "expert should divide shard x context, 4, found 3; legal values nearest to it: 2 and 4"),
+    ({"expert": 3}, 4, "expert should divide shard x context x tensor, 4, found 3; legal values nearest to it: 2 and "
+                       "4"),
+    ({"expert": 4, "pipeline": 2}, 4, "expert should divide shard x context x tensor, 2, found 4; legal values nearest "
+                                      "to it: 2"),
 ])
 def test_what_does_not_fit_the_ranks(parallel: dict[str, Any], ranks: int, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
@@ -81,8 +84,8 @@ def test_what_does_not_fit_the_ranks(parallel: dict[str, Any], ranks: int, messa
     ({"expert": 2}, 2, {}, 64, "the model has no experts"),
     ({"expert": 4}, 4, {"num_local_experts": 6}, 64, "should divide the model's experts, 6, found 4; legal values "
                                                      "nearest to it: 3 and 6"),
-    ({"tensor": 2}, 2, {"num_local_experts": 6}, 64, "tensor should be 1 for a mixture of experts"),
-    ({"pipeline": 2}, 2, {"num_local_experts": 6}, 64, "pipeline should be 1 for a mixture of experts"),
+    ({"tensor": 8}, 8, {"num_local_experts": 6}, 64, "tensor should divide the model's key-value heads, 4, found 8"),
+    ({"pipeline": 16}, 16, {"num_local_experts": 6}, 64, "a stage would be empty; the most pipeline can be is 8"),
 ])
 def test_what_does_not_fit_the_model(parallel: dict[str, Any], ranks: int, model: dict[str, Any], length: int,
                                      message: str) -> None:

@@ -29,15 +29,16 @@ def parallelize(build: Callable[[], Any], mesh: Mesh, precision: Precision, chec
     for model, number in zip(stages, numbers, strict=True):
         if layout.pipeline > 1:
             pipeline.cut(model, number, layout)
-            pipeline.make_callable(model, number, layout, parallel.arguments)
-        elif layout.fuses_head:
+        if layout.fuses_head:
             loss.make_callable(model)
+        else:
+            pipeline.make_callable(model, number, layout, parallel.arguments, parallel.count_routed)
         if mesh.tensor is not None:
             tensor.apply(model, mesh.tensor)
-        if mesh.expert is not None:
-            experts.apply(model, mesh.expert)
+        if layout.experts:
+            experts.apply(model, mesh)
         if capacity is not None:
-            experts.limit(model, capacity)
+            experts.limit(model, capacity, mesh.stage_group)
         recompute.apply(model, checkpointing)
         if compiles:
             compiled.apply(model)

@@ -4,11 +4,12 @@ for it (GShard, https://arxiv.org/abs/2006.16668, section 2.2; Switch, https://a
 An expert keeps the tokens that want it most, by the weight that its result would be multiplied with; between equal
 weights the earlier ones. Order alone, as in those papers, would always cut the end of a batch; V-MoE
 (https://arxiv.org/abs/2106.05974, section 4) ranks tokens by weight for that reason. Capacity is that of a micro-batch
-of all ranks, and tokens of all ranks compete for it: so every layout drops what one process drops."""
+of all ranks that have the layer, whose tokens compete for it: so every layout drops what one process drops."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,9 +23,10 @@ def limit(factor: float, assignments: int, experts: int) -> int:
     return math.ceil(factor * assignments / experts)
 
 
-def kept(chosen: torch.Tensor, weights: torch.Tensor, experts: int, most: int) -> torch.Tensor:
+def kept(chosen: torch.Tensor, weights: torch.Tensor, experts: int, most: int, group: Any = None) -> torch.Tensor:
     """Which of this rank's assignments stay: (n,) booleans for (n,) experts `chosen` and their `weights`, 0 to 1. Each
-    expert keeps `most` over all ranks, the heaviest; of equal ones at the limit those of lower ranks, then the earlier.
+    expert keeps `most` over the ranks of `group` (None: all), the heaviest; of equal ones at the limit those of lower
+    ranks, then the earlier.
 
     The limit is found digit by digit, from histograms that are added up over the ranks: some KB an expert, whatever
     the number of tokens. NaN counts as some weight or other."""
@@ -37,8 +39,8 @@ def kept(chosen: torch.Tensor, weights: torch.Tensor, experts: int, most: int) -
         place = (chosen << DIGIT) + ((keys >> shift) & ((1 << DIGIT) - 1))
         counts = torch.zeros(experts << DIGIT, dtype=torch.int32, device=keys.device)
         counts.scatter_add_(0, place, begins.int())
-        if dist.get_world_size() > 1:
-            dist.all_reduce(counts)
+        if dist.get_world_size(group) > 1:
+            dist.all_reduce(counts, group=group)
         above = counts.view(experts, -1).flip(1).cumsum(1).flip(1)  # with this digit or a larger one
         digit = (above >= room[:, None]).sum(1) - 1  # the largest that the room does not suffice beyond
         fits |= digit < 0
@@ -47,17 +49,17 @@ def kept(chosen: torch.Tensor, weights: torch.Tensor, experts: int, most: int) -
         room -= torch.where(fits, 0, beyond)
         last = (last << DIGIT) + digit
     equal = (keys == last[chosen]) & ~fits[chosen]
-    return fits[chosen] | (keys > last[chosen]) | (equal & (_number(equal, chosen, experts) < room[chosen]))
+    return fits[chosen] | (keys > last[chosen]) | (equal & (_number(equal, chosen, experts, group) < room[chosen]))
 
 
-def _number(marked: torch.Tensor, chosen: torch.Tensor, experts: int) -> torch.Tensor:
+def _number(marked: torch.Tensor, chosen: torch.Tensor, experts: int, group: Any) -> torch.Tensor:
     """How many marked assignments to the same expert come before each: lower ranks', then this rank's own."""
     mine = torch.zeros(experts, dtype=torch.int64, device=chosen.device).scatter_add_(0, chosen, marked.long())
     before = torch.zeros_like(mine)
-    if dist.get_world_size() > 1:
-        everybody = mine.new_empty(dist.get_world_size() * experts)
-        dist.all_gather_into_tensor(everybody, mine)
-        before = everybody.view(-1, experts)[:dist.get_rank()].sum(0)
+    if dist.get_world_size(group) > 1:
+        everybody = mine.new_empty(dist.get_world_size(group) * experts)
+        dist.all_gather_into_tensor(everybody, mine, group=group)
+        before = everybody.view(-1, experts)[:dist.get_rank(group)].sum(0)
     order = chosen.argsort(stable=True)
     counted = marked[order].long()
     earlier = counted.cumsum(0) - counted - (mine.cumsum(0) - mine)[chosen[order]]

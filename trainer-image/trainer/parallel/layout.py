@@ -21,7 +21,7 @@ STAGES_PER_RANK = {"1F1B": 1, "Interleaved1F1B": 2, "ZBV": 2}  # unless stageLay
 @dataclass(frozen=True)
 class Layout:
     """How many ranks share out what. Their product is the number of ranks; `ulysses` is a part of `context`,
-    `expert` one of shard x context."""
+    `expert` one of shard x context x tensor: to experts, tensor ranks are ranks with other tokens."""
 
     data: int = 1
     shard: int = 1
@@ -34,6 +34,7 @@ class Layout:
     schedule: Schedule = "1F1B"
     stage_layers: tuple[int, ...] = ()  # empty without a pipeline, or until the model is known
     overlap: bool = False  # of the two halves of a micro-batch: one computes while the other communicates
+    experts: int = 0  # of the model; 0: it is no mixture, or not known yet
 
     @property
     def world_size(self) -> int:
@@ -49,6 +50,11 @@ class Layout:
     def sharding_ranks(self) -> int:
         """Ranks over which FSDP2 shards a parameter: those of a context group hold the same ones, so they share too."""
         return self.shard * self.context
+
+    @property
+    def expert_holders(self) -> int:
+        """Ranks that have all experts of their layers once, together."""
+        return self.sharding_ranks * self.tensor
 
     @property
     def shares_parameters(self) -> bool:
@@ -103,10 +109,10 @@ def complete(given: ParallelConfig, world_size: int) -> Layout:
     if given.ulysses is not None and fixed["context"] % given.ulysses:
         raise ConfigError(f"train.parallel.ulysses should divide context, {fixed['context']}, found {given.ulysses}; "
                           f"{nearest(given.ulysses, divisors(fixed['context']))}")
-    expert = given.expert or 1
-    if (shard * fixed["context"]) % expert:
-        raise ConfigError(f"train.parallel.expert should divide shard x context, {shard * fixed['context']}, found "
-                          f"{expert}; {nearest(expert, divisors(shard * fixed['context']))}")
+    expert, holders = given.expert or 1, shard * fixed["context"] * fixed["tensor"]
+    if holders % expert:
+        raise ConfigError(f"train.parallel.expert should divide shard x context x tensor, {holders}, found {expert}; "
+                          f"{nearest(expert, divisors(holders))}")
     schedule = _schedule(given, fixed["pipeline"])
     zero = given.zero or (2 if fixed["pipeline"] > 1 else 3)  # a pipeline would gather for every micro-batch
     if schedule == "ZBV" and zero == 3:  # torch wants gradients of what FSDP2 has put shards for
@@ -162,7 +168,8 @@ def fit(layout: Layout, model: Mapping[str, Any], sequence_length: int) -> Layou
     heads = model["num_attention_heads"]
     kv_heads = model.get("num_key_value_heads") or heads
     _divides(layout.tensor, "tensor", kv_heads, "the model's key-value heads")
-    for name in ("intermediate_size", "vocab_size"):
+    experts = model.get("num_local_experts") or 0
+    for name in ("vocab_size",) if experts else ("intermediate_size", "vocab_size"):  # no expert is cut
         _divides(layout.tensor, "tensor", model[name], f"the model's {name}")
     ulysses = layout.ulysses
     if ulysses is None:  # exchanging heads is cheaper than a ring as long as no key-value head must be copied
@@ -173,7 +180,7 @@ def fit(layout: Layout, model: Mapping[str, Any], sequence_length: int) -> Layou
         raise ConfigError(f"train.parallel.ulysses should divide the heads of a rank, {each}, found {ulysses}; "
                           f"{nearest(ulysses, legal)}")
     _check_sequence(replace(layout, ulysses=ulysses), sequence_length)
-    _check_experts(layout, model.get("num_local_experts") or 0)
+    _check_experts(layout, experts)
     for name in ("attention_dropout", "router_jitter_noise") if layout.overlap else ():
         if model.get(name):  # what is computed again in the backward pass would draw other numbers
             raise ConfigError(f"train.twoBatchOverlap should be false for a model that draws at random: its {name} is "
@@ -182,19 +189,14 @@ def fit(layout: Layout, model: Mapping[str, Any], sequence_length: int) -> Layou
     if layout.pipeline > 1 and model.get("tie_word_embeddings"):
         raise ConfigError("train.parallel.pipeline should be 1 for a model with tie_word_embeddings: its first and its "
                           "last stage would hold the same matrix")
-    return replace(layout, ulysses=ulysses, stage_layers=stages)
+    return replace(layout, ulysses=ulysses, stage_layers=stages, experts=experts)
 
 
 def _check_experts(layout: Layout, experts: int) -> None:
     if layout.expert > 1 and not experts:
         raise ConfigError(f"train.parallel.expert is {layout.expert}, but the model has no experts; leave it out")
-    if not experts:
-        return
-    _divides(layout.expert, "expert", experts, "the model's experts")
-    for name in ("tensor", "pipeline"):
-        if (size := getattr(layout, name)) > 1:
-            raise ConfigError(f"train.parallel.{name} should be 1 for a mixture of experts, which is spread by data, "
-                              f"shard, context and expert, found {size}")
+    if experts:
+        _divides(layout.expert, "expert", experts, "the model's experts")
 
 
 def _divides(size: int, name: str, number: int, what: str) -> None:
@@ -241,7 +243,8 @@ def even_stages(stages: int, model: Mapping[str, Any], sequence_length: int) -> 
     hidden, heads = model["hidden_size"], model["num_attention_heads"]
     width = model.get("head_dim") or hidden // heads
     kv_heads = model.get("num_key_value_heads") or heads
-    layer = (2 * hidden * width * (heads + kv_heads) + 3 * hidden * model["intermediate_size"]
+    used = model.get("num_experts_per_tok") or 1 if model.get("num_local_experts") else 1
+    layer = (2 * hidden * width * (heads + kv_heads) + 3 * hidden * model["intermediate_size"] * used
              + heads * width * sequence_length)
     cost = [float(layer)] * stages
     cost[-1] += hidden * model["vocab_size"]

@@ -37,15 +37,27 @@ class Mesh:
         self.ulysses_rank = self.coordinates["context"] % (layout.ulysses or 1)
         self.ring_rank = self.coordinates["context"] // (layout.ulysses or 1)
         self.ring_group, self.ulysses_group = self._context_groups()
-        self._experts = self._expert_mesh() if layout.expert > 1 else None
+        self._experts = self._expert_mesh() if layout.expert > 1 or (layout.experts and layout.tensor > 1) else None
+        # of a mixture: ranks with other tokens at the same layers, and those that have every expert of them once
+        self.stage_group = self._neighbours(layout.world_size // layout.pipeline) if layout.experts else None
+        self.expert_group = self._neighbours(layout.expert_holders) if layout.experts and layout.tensor > 1 else \
+            self.sharding_group
 
     def _expert_mesh(self) -> DeviceMesh:
-        """Ranks as experts see them: neighbours share them out, FSDP2 shards what each holds over the others."""
+        """Ranks as experts see them: neighbours share them out, FSDP2 shards what each holds over the others. Ranks of
+        a tensor group have different tokens there, like those of a context group."""
         layout = self.layout
-        sizes = {"data": layout.data, "expert_sharding": layout.sharding_ranks // layout.expert,
-                 "expert": layout.expert}
-        used = {name: size for name, size in sizes.items() if size > 1 or name != "data"}
-        return self._device_mesh(used)
+        sizes = {"pipeline": layout.pipeline, "data": layout.data,
+                 "expert_sharding": layout.expert_holders // layout.expert, "expert": layout.expert}
+        return self._device_mesh({name: size for name, size in sizes.items() if size > 1 or name == "expert_sharding"})
+
+    def _neighbours(self, size: int) -> Any:
+        """The group of this rank and its neighbours, `size` of them; None for all ranks."""
+        count = self.layout.world_size
+        if size == count:
+            return None
+        groups = [list(range(first, first + size)) for first in range(0, count, size)]
+        return dist.new_subgroups_by_enumeration(groups)[0]
 
     def _device_mesh(self, sizes: dict[str, int]) -> DeviceMesh:
         backends: Any = dict.fromkeys(sizes, self._backend) if self._backend else None
@@ -82,12 +94,14 @@ class Mesh:
     @property
     def expert(self) -> DeviceMesh | None:
         """Ranks that share out the experts of a mixture."""
-        return self._experts["expert"] if self._experts is not None else None
+        return self._experts["expert"] if self._experts is not None and self.layout.expert > 1 else None
 
     @property
-    def expert_sharding(self) -> DeviceMesh:
-        """For FSDP2 of a rank's experts: like `sharding`, without the ranks that have other experts."""
-        assert self._experts is not None
+    def expert_sharding(self) -> DeviceMesh | None:
+        """For FSDP2 of a rank's experts, if other ranks share them than those of `sharding`: without those that have
+        other experts, with those of the tensor group."""
+        if self._experts is None:
+            return None
         return self._experts["data", "expert_sharding"] if self.layout.data > 1 else self._experts["expert_sharding"]
 
     @property

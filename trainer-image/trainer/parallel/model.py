@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from trainer.parallel import capacity, places, shard
 from trainer.parallel.context import Context
-from trainer.parallel.experts import balance_sum
+from trainer.parallel.experts import balance, balance_sum, routed
 from trainer.parallel.loss import cross_entropy_sum
 from trainer.parallel.mesh import Mesh
-from trainer.parallel.pipeline import Pipeline
+from trainer.parallel.pipeline import Absent, Pipeline
 from trainer.parallel.places import Places
 from trainer.precision import DTYPES, Precision
 
@@ -56,6 +57,8 @@ class ParallelModel:
         self._precision = precision
         self.context = Context(mesh) if self.layout.context > 1 else None
         self._positions: dict[int, torch.Tensor] = {}
+        self._routed: dict[int, list[torch.Tensor]] = {}  # by stage and micro-batch: tokens by layer and expert
+        self._parts: list[torch.Tensor] = []  # losses of a pipeline's micro-batches
         self._length = 0  # of the sequences that are being computed
         self._factor = 1.0
         self._pipelines: dict[tuple[int, int], Pipeline] = {}
@@ -87,6 +90,12 @@ class ParallelModel:
             if hasattr(module, "reshard"):  # FSDPModule
                 module.reshard()
 
+    def blocks(self) -> Iterator[tuple[int, Any]]:
+        """This rank's blocks with their numbers in the whole model."""
+        for stage in self.stages:
+            yield from ((number, block) for number, block in enumerate(stage.model.layers)
+                        if not isinstance(block, Absent))
+
     @property
     def parameter_count(self) -> int:
         """Numbers in the whole model, tied ones once."""
@@ -103,7 +112,7 @@ class ParallelModel:
         if not self.mixture:
             return
         self.places = now or places.first(self.config.num_hidden_layers, self.config.num_local_experts)
-        for number, block in enumerate(self.stages[0].model.layers):
+        for number, block in self.blocks():
             found = self.places[number]
             moved = found != list(range(len(found)))
             block.mlp.experts.trainyard_places = torch.tensor(found, device=self.mesh.device) if moved else None
@@ -132,6 +141,7 @@ class ParallelModel:
         rank reports, so that the sum over all ranks counts each once."""
         self._factor = factor
         self.load = None
+        self._routed.clear()
         if self.layout.pipeline > 1:
             before(0)
             total = self._train_pipeline([take(number) for number in range(count)])
@@ -143,6 +153,8 @@ class ParallelModel:
                 part, aim = self._losses(take(number))
                 aim.backward()
                 total += part.detach()
+        if self._routed:
+            self.load = self._add_up_load(count)
         return total if self.mesh.counts_loss else torch.zeros_like(total)
 
     def evaluate_batch(self, count: int, take: Take) -> torch.Tensor:
@@ -157,27 +169,60 @@ class ParallelModel:
         """Over this rank's positions of one micro-batch: the loss, and what goes backward: `factor` times it and, in a
         mixture, what keeps its experts evenly busy."""
         if not self.layout.fuses_head:
-            loss = self._loss_sum(micro)
-            return loss, loss * self._factor
+            inputs, targets, documents = self._local(micro)
+            return self._loss_and_aim(self.stages[0](inputs, documents=documents), targets)
         loss, routers = self._whole_model(micro, output_router_logits=True) if self.mixture else \
             self._whole_model(micro)
         if not self.mixture:
             return loss, loss
-        balance, load = balance_sum(routers, self.config.num_experts_per_tok, self.config.router_aux_loss_coef,
-                                    self.layout.world_size)
-        load = self._received(load, micro.inputs)
+        even, load = balance_sum(routers, self.config.num_experts_per_tok, self.config.router_aux_loss_coef,
+                                 self.layout.world_size)
+        tokens = micro.inputs.numel() // self.layout.context * self.layout.world_size
+        load = self._received(load, tokens * self.config.num_experts_per_tok)
         self.load = load if self.load is None else self.load + load
-        return loss, loss + balance * self._factor
+        return loss, loss + even * self._factor
 
-    def _received(self, routed: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Of the tokens of a micro-batch of all ranks that the router sent to each expert, (layers, experts): those
-        that it got, and one column more with those that were dropped, of all experts."""
-        most = math.inf
-        if self._capacity is not None:
-            tokens = inputs.numel() // self.layout.context * self.layout.world_size
-            most = capacity.limit(self._capacity, tokens * self.config.num_experts_per_tok, routed.shape[1])
+    def _loss_and_aim(self, output: Any, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Likewise, of what the last stage returned for a micro-batch."""
+        if not self.mixture:
+            loss = cross_entropy_sum(output, targets, self.mesh.tensor_group)
+            return loss, loss * self._factor
+        logits, (chances, picked) = output
+        loss = cross_entropy_sum(logits, targets, self.mesh.tensor_group)
+        ranks, picked = self.layout.world_size // self.layout.pipeline, picked.detach().clone()
+        if ranks > 1:
+            dist.all_reduce(picked, group=self.mesh.stage_group)
+        even = balance(chances, picked, self.config.router_aux_loss_coef, self.config.num_hidden_layers,
+                       targets.numel() // self.layout.tensor * ranks)
+        return loss, (loss + even) * self._factor
+
+    def count_routed(self, stage: int, logits: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Of a mixture's stage and a micro-batch: what its balance is told by, over the stage's layers: (2, experts),
+        probabilities and tokens. Tokens by layer are kept until the end of the batch."""
+        chances, load = routed(logits, self.config.num_experts_per_tok)
+        self._routed.setdefault(stage, []).append(load)
+        return torch.stack((chances, load.sum(0)))
+
+    def _add_up_load(self, count: int) -> torch.Tensor:
+        """Of a batch of `count` micro-batches, over all ranks and stages; see _received()."""
+        routed = torch.zeros(count, self.config.num_hidden_layers, self.config.num_local_experts,
+                             device=self.mesh.device)
+        for stage, parts in self._routed.items():  # torch's pipeline begins with one that is none
+            first = sum(self.layout.stage_layers[:stage])
+            routed[:, first: first + len(parts[0])] = torch.stack(parts[-count:])
+        if self._capacity is None:  # micro-batches make no difference
+            routed = routed.sum(0, keepdim=True)
+        if self.layout.world_size > 1:
+            dist.all_reduce(routed)
+        return self._received(routed, int(routed[0, 0].sum())).sum(0)
+
+    def _received(self, routed: torch.Tensor, assignments: int) -> torch.Tensor:
+        """Of the tokens of a micro-batch of all ranks that the router sent to each expert, (..., layers, experts),
+        `assignments` in a layer: those that it got, and one column more with those that were dropped, of all
+        experts."""
+        most = math.inf if self._capacity is None else capacity.limit(self._capacity, assignments, routed.shape[-1])
         got = routed.clamp(max=most)
-        return torch.cat((got, (routed - got).sum(1, keepdim=True)), 1)
+        return torch.cat((got, (routed - got).sum(-1, keepdim=True)), -1)
 
     def _whole_model(self, micro: MicroBatch, **given: Any) -> tuple[torch.Tensor, Any]:
         """Head and loss as one; see loss.make_callable."""
@@ -195,7 +240,7 @@ class ParallelModel:
             if logits is None:
                 return torch.zeros((), device=self.mesh.device)
         else:
-            logits = self.stages[0](input_ids=inputs, documents=documents, **self.arguments()).logits
+            logits = self.stages[0](inputs, documents=documents)
         return cross_entropy_sum(logits, targets, self.mesh.tensor_group)
 
     def _train_pipeline(self, micros: Sequence[MicroBatch]) -> torch.Tensor:
@@ -203,10 +248,11 @@ class ParallelModel:
                            _join_documents(micros))
         inputs, targets, documents = self._local(whole)
         pipeline = self._pipeline(inputs[: len(inputs) // len(micros)])
-        losses = pipeline.train(inputs, targets, documents, len(micros))
-        if not losses:
+        self._parts.clear()
+        pipeline.train(inputs, targets, documents, len(micros))
+        if not pipeline.has_last:
             return torch.zeros((), device=self.mesh.device)
-        return torch.stack([loss.detach() for loss in losses]).sum() / self._factor
+        return torch.stack(self._parts[-len(micros):]).sum()  # torch begins with one that is none
 
     def _local(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """This rank's positions, on its device; documents stay whole: attention looks at all of them."""
@@ -238,8 +284,10 @@ class ParallelModel:
                                                            self.mesh.pipeline_group, hidden, self._scaled_loss)
         return self._pipelines[samples, positions]
 
-    def _scaled_loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return cross_entropy_sum(logits, targets, self.mesh.tensor_group) * self._factor
+    def _scaled_loss(self, output: Any, targets: torch.Tensor) -> torch.Tensor:
+        loss, aim = self._loss_and_aim(output, targets)
+        self._parts.append(loss.detach())
+        return aim
 
 
 def _join_documents(micros: Sequence[MicroBatch]) -> torch.Tensor | None:

@@ -95,12 +95,13 @@ class _Move:
 def exchange(model: ParallelModel, state: State, before: Places, after: Places, gang: Gang) -> None:
     """Move the tensors of `state` (parameters and moments) that belong to experts, in place, from their places before
     to those after. Every rank calls this; ranks with the same experts each move what they have."""
-    group = model.mesh.sharding_group
+    group = model.mesh.expert_group
     kinds = (GATE_UP, DOWN)
-    everybody = gather(gang, [local_slice(state["model"][f"model.layers.0{kind}"])[1] for kind in kinds])
+    here = [layer for layer, _ in model.blocks()]
+    everybody = gather(gang, [local_slice(state["model"][f"model.layers.{here[0]}{kind}"])[1] for kind in kinds])
     holders = [everybody[rank] for rank in dist.get_process_group_ranks(group)]  # of every layer the same parts
-    for layer, (old, new) in enumerate(zip(before, after, strict=True)):
-        pairs = _moved(old, new)
+    for layer in here:
+        pairs = _moved(before[layer], after[layer])
         for number, kind in enumerate(kinds) if pairs else ():
             parts = [one[number] for one in holders]
             for tensor in (tensors[f"model.layers.{layer}{kind}"] for tensors in state.values()):

@@ -26,6 +26,11 @@ class Absent(nn.Module):  # type: ignore[misc]  # torch is not typed here
         return hidden
 
 
+def present(model: Any) -> list[Any]:
+    """The blocks that are this stage's."""
+    return [block for block in model.model.layers if not isinstance(block, Absent)]
+
+
 def owner(stage: int, layout: Layout) -> int:
     """The pipeline rank of a stage: in turn, or for ZBV down and up again like a V."""
     if layout.schedule == "ZBV" and stage >= layout.pipeline:
@@ -52,15 +57,27 @@ def cut(model: Any, stage: int, layout: Layout) -> None:
         model.lm_head = Absent()
 
 
-def make_callable(model: Any, stage: int, layout: Layout, arguments: Callable[[], dict[str, Any]]) -> None:
+def make_callable(model: Any, stage: int, layout: Layout, arguments: Callable[[], dict[str, Any]],
+                  routed: Callable[[int, Any], torch.Tensor]) -> None:
     """Let a stage be called with token ids (the first) or hidden states (the others); it returns hidden states or (the
-    last) logits. `arguments`: what every call of the model gets besides."""
+    last) logits. `arguments`: what every call of the model gets besides.
+
+    In training the stages of a mixture hand on what `routed` makes of their number and their routers' logits, added
+    up: in the forward pass what its balance is told by comes to the last stage, in the backward pass the gradients of
+    all routers' probabilities to the others."""
     first, last = stage == 0, stage == layout.stages - 1
 
-    def forward(self: Any, value: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self: Any, value: torch.Tensor, before: torch.Tensor | None = None,
+                documents: torch.Tensor | None = None) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         given = {"input_ids" if first else "inputs_embeds": value, "documents": documents, **arguments()}
-        hidden: torch.Tensor = self.model(**given).last_hidden_state
-        return self.lm_head(hidden) if last else hidden
+        balanced = layout.experts > 0 and self.training
+        found = self.model(**given, **({"output_router_logits": True} if balanced else {}))
+        hidden: torch.Tensor = found.last_hidden_state
+        result = self.lm_head(hidden) if last else hidden
+        if not balanced:
+            return result
+        own = routed(stage, found.router_logits)
+        return result, own if before is None else before + own
 
     model.forward = types.MethodType(forward, model)
 
@@ -69,9 +86,9 @@ class Pipeline:
     """This rank's stages, connected to those before and after them."""
 
     def __init__(self, models: Sequence[Any], stages: Sequence[int], layout: Layout, device: torch.device, group: Any,
-                 hidden: torch.Tensor, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        """`hidden`: a meta tensor of the shape and type that is handed from stage to stage. `loss`: of logits and
-        targets, scaled as its gradient is to be."""
+                 hidden: torch.Tensor, loss: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        """`hidden`: a meta tensor of the shape and type that is handed from stage to stage. `loss`: of what the last
+        stage returns and targets, scaled as its gradient is to be."""
         self._models = dict(zip(stages, models, strict=True))
         self._layout, self._device, self._group, self._hidden, self._loss = layout, device, group, hidden, loss
         self._schedules: dict[int, Any] = {}
@@ -82,15 +99,11 @@ class Pipeline:
         return self._layout.stages - 1 in self._models
 
     def train(self, inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None,
-              count: int) -> list[torch.Tensor]:
-        """Forward and backward of `count` micro-batches; (samples, positions) each. Returns their losses at the rank
-        that has the last stage."""
-        schedule = self._schedule(count)
-        losses: list[torch.Tensor] = []
+              count: int) -> None:
+        """Forward and backward of `count` micro-batches; (samples, positions) each."""
         given = {} if documents is None else {"documents": documents}
-        schedule.step(*([inputs] if 0 in self._models else []), target=targets if self.has_last else None,
-                      losses=losses, return_outputs=False, **given)
-        return losses
+        self._schedule(count).step(*([inputs] if 0 in self._models else []),
+                                   target=targets if self.has_last else None, return_outputs=False, **given)
 
     def _schedule(self, count: int) -> Any:
         if count not in self._schedules:
@@ -114,7 +127,7 @@ class Pipeline:
                 if before != me:
                     value = torch.empty(self._hidden.shape, dtype=self._hidden.dtype, device=self._device)
                     dist.recv(value, group_src=before, group=self._group)
-                value = self._models[stage](value, documents)
+                value = self._models[stage](value, documents=documents)
             elif before == me:
                 dist.send(value.contiguous(), group_dst=here, group=self._group)
         return value if self.has_last else None

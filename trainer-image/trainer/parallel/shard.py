@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 from trainer.parallel import single
 from trainer.parallel.layout import Layout
 from trainer.parallel.mesh import Mesh
-from trainer.parallel.pipeline import Absent
+from trainer.parallel.pipeline import present
 from trainer.precision import DTYPES, Precision
 
 
@@ -30,15 +30,17 @@ def apply(model: Any, mesh: Mesh, precision: Precision) -> None:
     if precision != "fp32":
         policy = MixedPrecisionPolicy(param_dtype=DTYPES[precision], reduce_dtype=torch.float32)
     again = mesh.layout.zero == 3
-    for block in model.model.layers:
-        if mesh.expert is not None:  # the weights that results are multiplied with come in fp32, and stay so
+    layout, as_they_come = mesh.layout, replace(policy, cast_forward_inputs=False)
+    for block in present(model):
+        if mesh.expert_sharding is not None:  # the weights that results are multiplied with come in fp32, and stay so
             fully_shard(block.mlp.experts, mesh=mesh.expert_sharding, reshard_after_forward=again,
-                        mp_policy=replace(policy, cast_forward_inputs=False),
-                        shard_placement_fn=partial(_dimension, ranks=mesh.layout.sharding_ranks // mesh.layout.expert))
-        if not isinstance(block, Absent):
-            fully_shard(block, mesh=mesh.sharding, mp_policy=policy, reshard_after_forward=again,
-                        shard_placement_fn=partial(_dimension, ranks=mesh.layout.sharding_ranks))
-    fully_shard(model, mesh=mesh.sharding, mp_policy=policy, reshard_after_forward=False)
+                        mp_policy=as_they_come,
+                        shard_placement_fn=partial(_dimension, ranks=layout.expert_holders // layout.expert))
+        fully_shard(block, mesh=mesh.sharding, mp_policy=policy, reshard_after_forward=again,
+                    shard_placement_fn=partial(_dimension, ranks=layout.sharding_ranks))
+    # between stages hidden states are of the right type already, and what is counted of routers stays fp32
+    fully_shard(model, mesh=mesh.sharding, mp_policy=policy if layout.pipeline == 1 else as_they_come,
+                reshard_after_forward=False)
     return None
 
 

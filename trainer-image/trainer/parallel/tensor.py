@@ -1,12 +1,16 @@
 """Tensor parallelism with sequence parallelism, from outside: matrices of attention and feed-forward are cut by heads
-and columns; between them each rank holds a stretch of the sequence. The vocabulary is cut for embedding and head."""
+and columns; between them each rank holds a stretch of the sequence. The vocabulary is cut for embedding and head.
+
+Experts of a mixture are not cut: each rank sends the tokens of its stretch to them, wherever they are (experts.py)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -16,20 +20,25 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from trainer.parallel.pipeline import Absent
+from trainer.parallel.pipeline import Absent, present
 
 SEQUENCE = Shard(1)  # of hidden states (batch, sequence, hidden)
+MIXTURE: dict[str, ParallelStyle] = {  # routers and experts are called with the rank's own stretch of the sequence
+    "mlp": PrepareModuleInput(input_layouts=(SEQUENCE,), desired_input_layouts=(SEQUENCE,), use_local_output=True)}
 
 
 def apply(model: Any, mesh: DeviceMesh) -> None:
-    """Cut a meta LlamaForCausalLM, or a stage of one, over the ranks of `mesh`, in place. The head's logits stay cut by
-    vocabulary: (batch, sequence, vocabulary / ranks), for loss.py.
+    """Cut a meta LlamaForCausalLM or MixtralForCausalLM, or a stage of one, over the ranks of `mesh`, in place. The
+    head's logits stay cut by vocabulary: (batch, sequence, vocabulary / ranks), for loss.py.
 
     Norms become replicated DTensors, whose gradients torch adds up over the ranks. Nothing is sent: weights come
     later, drawn or read slice by slice."""
     tied = model.config.tie_word_embeddings
-    for block in model.model.layers:
-        if not isinstance(block, Absent):
+    for block in present(model):
+        if hasattr(block.mlp, "experts"):
+            _apply(block, mesh, {**attention_plan(), **MIXTURE})
+            _replicate_router(block.mlp.gate, mesh)
+        else:
             _apply(block, mesh, block_plan())
     top = {name: style for name, style in top_plan().items() if not isinstance(model.get_submodule(name), Absent)}
     _apply(model, mesh, top)
@@ -49,6 +58,17 @@ def top_plan() -> dict[str, ParallelStyle]:
 def block_plan() -> dict[str, ParallelStyle]:
     """A block: attention by heads, feed-forward by its inner width, norms by sequence."""
     return {
+        **attention_plan(),
+        "mlp": PrepareModuleInput(input_layouts=(SEQUENCE,), desired_input_layouts=(Replicate(),)),
+        "mlp.gate_proj": ColwiseParallel(),
+        "mlp.up_proj": ColwiseParallel(),
+        "mlp.down_proj": RowwiseParallel(output_layouts=SEQUENCE),
+    }
+
+
+def attention_plan() -> dict[str, ParallelStyle]:
+    """Of a block, all but its feed-forward."""
+    return {
         "input_layernorm": SequenceParallel(),
         "self_attn": PrepareModuleInput(input_kwarg_layouts={"hidden_states": SEQUENCE},
                                         desired_input_kwarg_layouts={"hidden_states": Replicate()}),
@@ -57,11 +77,31 @@ def block_plan() -> dict[str, ParallelStyle]:
         "self_attn.v_proj": ColwiseParallel(),
         "self_attn.o_proj": RowwiseParallel(output_layouts=SEQUENCE),
         "post_attention_layernorm": SequenceParallel(),
-        "mlp": PrepareModuleInput(input_layouts=(SEQUENCE,), desired_input_layouts=(Replicate(),)),
-        "mlp.gate_proj": ColwiseParallel(),
-        "mlp.up_proj": ColwiseParallel(),
-        "mlp.down_proj": RowwiseParallel(output_layouts=SEQUENCE),
     }
+
+
+def _replicate_router(router: Any, mesh: DeviceMesh) -> None:
+    """A router sees the tokens of its rank alone. Its weight is a replicated DTensor like a norm's, whose gradient is
+    a part of the sum over the ranks."""
+    weight = distribute_tensor(router.weight.detach(), mesh, [Replicate()], src_data_rank=None)
+    router.register_parameter("weight", nn.Parameter(weight))
+    router.forward = _OwnTokens(router, router.forward)
+
+
+class _OwnTokens:
+    """A router's forward, for the time of which its weight is a plain tensor."""
+
+    def __init__(self, router: Any, forward: Any) -> None:
+        self._router, self._forward = router, forward
+
+    def __call__(self, hidden: torch.Tensor) -> Any:
+        parameters = self._router._parameters
+        kept = parameters["weight"]
+        parameters["weight"] = kept.to_local(grad_placements=[Partial()])
+        try:
+            return self._forward(hidden)
+        finally:
+            parameters["weight"] = kept
 
 
 def _apply(module: Any, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> None:
