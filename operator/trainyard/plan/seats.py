@@ -55,9 +55,11 @@ def places_of(members: Sequence[int]) -> dict[str, int]:
 
 
 def ready(turn: Turn) -> list[int]:
-    """Spares that could take a place at this moment, warm ones first: in any other the gang would wait for imports."""
+    """Spares that could take a place at this moment, warm ones first: in any other the gang would wait for imports. Of
+    those, the ones on nodes of their own: else two members would be lost with one node."""
     able = [index for index, pod in sorted(turn.gang.spares.items()) if is_ready(turn, pod)]
-    return sorted(able, key=lambda index: importing(turn, turn.gang.spares[index]) > 0)
+    shared = beside(turn)
+    return sorted(able, key=lambda index: (importing(turn, turn.gang.spares[index]) > 0, index in shared))
 
 
 def warm(turn: Turn) -> list[int]:

@@ -158,6 +158,12 @@ def test_one_spare_a_minute() -> None:
     assert not case.after(600).plan().actions
 
 
+def test_a_spare_on_a_node_of_its_own_is_promoted_first() -> None:
+    case = room(room(crowded(2), 4).settled().after(60).applied().warm(), 4).settled()
+    assert [(pod.name, pod.node) for pod in case.snap.pods[2:]] == [("j-2-1", "n0"), ("j-4-1", "n2")]
+    assert world_of(case.without_pod(1).plan()).places == {"1": 4}
+
+
 @pytest.mark.parametrize("change", [
     {"suspend": True}, {"placement": "Scheduler"}, {"spareNodes": 0}, {"numNodes": 3},
 ])  # fmt: skip
