@@ -135,12 +135,13 @@ def _forget_meshes() -> None:
     """torch remembers what it found out about meshes, and takes one of the same shape for the same one: a later model
     would be given groups that are closed. And what remembers a mesh holds its groups: those of a rank that failed would
     stay open, and others wait for it."""
-    from torch.distributed.tensor import _redistribute, debug
+    from torch.distributed.tensor import _collective_utils, _redistribute, debug
     from torch.distributed.tensor._sharding_prop import ShardingPropagator
 
     debug._clear_sharding_prop_cache()
     _redistribute.clear_redistribute_planner_cache()
     _redistribute._gen_transform_infos.cache_clear()
+    _collective_utils.MeshTopoInfo.build_from_mesh.cache_clear()
     ShardingPropagator._propagate_tensor_meta_cached.cache_clear()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, _collective_utils
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from trainer.trial import groups, take_down
 
@@ -30,6 +30,8 @@ def test_nothing_remembers_its_mesh() -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pipeline", "tensor"))
     part = DTensor.from_local(torch.ones(2, 4), mesh["tensor"], [Shard(0)])
     assert (part.redistribute(placements=[Replicate()]) + 1).shape == (4, 4)
+    assert torch.mm(part, DTensor.from_local(torch.ones(2, 4), mesh["tensor"], [Shard(0)])).shape == (4, 4)
+    assert _collective_utils.MeshTopoInfo.build_from_mesh.cache_info().currsize
     assert len(groups()) > len(before)
     held = weakref.ref(mesh)
     del mesh, part
