@@ -35,6 +35,11 @@ class Pods:
             self.folders.append(Path(tempfile.mkdtemp(prefix="trainyard-test-", dir="/dev/shm")))
             self.copiers.append(self._start(self.folders[-1]))
 
+    @property
+    def ranks(self) -> int:
+        """Of all of them together."""
+        return len(self.folders) * self.ranks_each
+
     def _start(self, folder: Path) -> subprocess.Popen[str]:
         copier = subprocess.Popen([sys.executable, "-m", "supervisor.copies.copier", str(folder), "127.0.0.1"],
                                   stdin=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": IMPORTS})
@@ -82,8 +87,8 @@ def until(what: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 @pytest.fixture
-def pods() -> Iterator[Pods]:
-    made = Pods(2)
+def pods(request: pytest.FixtureRequest) -> Iterator[Pods]:
+    made = Pods(getattr(request, "param", 2))
     yield made
     made.close()
 
@@ -111,7 +116,7 @@ def expected(tmp_path: Path, config: dict[str, Any], known: dict[str, dict[int, 
 
 def kill_at(tmp_path: Path, config: dict[str, Any], pods: Pods, step: int, **settings: Any) -> tuple[Ended, int]:
     """A first generation whose ranks all die some time after `step`; and the last step that it told of."""
-    with Gang(tmp_path / "first", [config] * 2 * pods.ranks_each, of_rank=pods.environment(), **settings) as gang:
+    with Gang(tmp_path / "first", [config] * pods.ranks, of_rank=pods.environment(), **settings) as gang:
         gang.wait_for(lambda progress: progress.get("memoryStep", 0) >= step)
         ended = gang.kill()
         return ended, int(gang.progress()["step"])
@@ -124,8 +129,8 @@ def resumed_from(ended: Ended) -> int:
 
 
 def go_on(tmp_path: Path, config: dict[str, Any], pods: Pods, name: str = "second", **settings: Any) -> Ended:
-    of_rank, ranks = pods.environment(), 2 * pods.ranks_each
-    with Gang(tmp_path / name, [config] * ranks, generation="2", of_rank=of_rank, **settings) as gang:
+    of_rank = pods.environment()
+    with Gang(tmp_path / name, [config] * pods.ranks, generation="2", of_rank=of_rank, **settings) as gang:
         return gang.wait()
 
 
@@ -166,6 +171,28 @@ def test_the_other_pod_may_go_after_the_buddies_were_filled_again(
         ended = gang.wait()
     assert ended.codes == [0] * 4, ended.text
     assert ended.losses == {step: loss for step, loss in wanted.items() if step > resumed_from(ended)}
+
+
+@pytest.mark.parametrize("pods", [3], indirect=True)
+@pytest.mark.parametrize("durable", [False, True], ids=["memory", "disk"])
+def test_shards_that_differ_in_size_are_copied_as_they_are_trained(
+        tmp_path: Path, config: dict[str, Any], pods: Pods, undisturbed: dict[str, dict[int, str]], durable: bool
+) -> None:
+    """FSDP2 replaces the tensor of a smaller shard before its first forward."""
+    pods.ranks_each = 1
+    config = {**config, "batchSize": 6, "parallel": {"data": 1, "shard": 3}}
+    wanted = expected(tmp_path, config, undisturbed, ranks=3)
+    every = {"checkpoint": tmp_path / "checkpoint", "every": 5}
+    with Gang(tmp_path / "first", [config] * 3, of_rank=pods.environment(), **every) as gang:
+        gang.wait_for(lambda progress: progress.get("durableStep", 0) >= 5 and progress["step"] > 7)
+        gang.kill()
+    for pod in range(3 if durable else 0):
+        pods.replace(pod)
+    ended = go_on(tmp_path, config, pods, **every)
+    assert ended.codes == [0] * 3, ended.text
+    first = STEPS - len(ended.losses)
+    assert (first % 5 == 0) if durable else (first == resumed_from(ended)), ended.text
+    assert ended.losses == {step: loss for step, loss in wanted.items() if step > first}
 
 
 def test_a_lost_pods_state_comes_from_the_replicas(tmp_path: Path, config: dict[str, Any], pods: Pods,

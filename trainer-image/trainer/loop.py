@@ -210,7 +210,8 @@ class Loop:
             return
         try:
             same = recalled is not None and recalled.layout == self.memory.layout
-            self.memory.attach(self.state(), (recalled.step, recalled.run) if recalled is not None and same else None)
+            live = {"model": dict(self.model.named_parameters()), **self.optimizer.state()}
+            self.memory.attach(live, (recalled.step, recalled.run) if recalled is not None and same else None)
         except Unavailable as error:
             # A job that has trained already goes on, whatever has become of the pods' memory.
             if self.run_.memory is not None and self.run_.memory.explicit and not self.step:

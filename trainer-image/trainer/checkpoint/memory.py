@@ -85,13 +85,15 @@ class Piece:
 
 
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
-    """What of it is here."""
+    """What of it is here now."""
     local: torch.Tensor = tensor._local_tensor if isinstance(tensor, DTensor) else tensor.detach()
     return local
 
 
 def pieces(state: State) -> tuple[list[tuple[Piece, torch.Tensor]], int]:
-    """This rank's part of the state, in order, with the tensors; and the bytes that they need together."""
+    """This rank's part of the state, in order, with the tensors; and the bytes that they need together. What of a
+    parameter is here is asked of it anew each time (local_of): FSDP2 puts another tensor there before its first
+    forward where a shard is smaller than the others."""
     found, at = [], 0
     for part, tensors in state.items():
         for name, tensor in tensors.items():
@@ -101,7 +103,7 @@ def pieces(state: State) -> tuple[list[tuple[Piece, torch.Tensor]], int]:
             chunk = _create_chunk_list(tensor)[0]
             piece = Piece(f"{part}.{name}", str(local.dtype).removeprefix("torch."), tuple(tensor.shape),
                           tuple(chunk.offsets), tuple(chunk.sizes), at)
-            found.append((piece, local))
+            found.append((piece, tensor))
             at += piece.room
     return found, at
 
@@ -235,11 +237,12 @@ class Memory:
 
     # Slots ------------------------------------------------------------------------------------------------------------
 
-    def attach(self, state: State, resumed: tuple[int, str] | None) -> None:
-        """Make or find this rank's slots and tell the copier whom to send them to. `resumed`: step and run of what was
+    def attach(self, live: State, resumed: tuple[int, str] | None) -> None:
+        """Make or find this rank's slots and tell the copier whom to send them to. `live`: the state as it is trained,
+        with the parameters themselves, of which copies are taken from now on. `resumed`: step and run of what was
         loaded from memory, which must stay until a copy of it is whole again everywhere. Raises Unavailable on every
         rank if memory does not suffice at one."""
-        self._pieces, size = pieces(state)
+        self._pieces, size = pieces(live)
         header = {"world": self.gang.world_size, "rank": self.gang.rank, "model": self.model,
                   "replicas": [self._replicas.count, self._replicas.stride],
                   "tensors": [piece.dump() for piece, _ in self._pieces]}
@@ -366,8 +369,8 @@ class Memory:
         target = self._slots[slot]
         self.rotation.begin(slot)
         target.break_seal()
-        for piece, local in self._pieces:
-            view(target.data, piece).copy_(local)
+        for piece, tensor in self._pieces:
+            view(target.data, piece).copy_(local_of(tensor))
         target.set_seal({"step": step, "run": run, "number": time.time_ns(), "training": training})
 
     def pin(self, step: int, training: dict[str, Any]) -> tuple[int, int]:

@@ -105,15 +105,15 @@ def load(memory: Memory, recall: Recall, state: State) -> dict[str, Any] | None:
 
 def _load_same(memory: Memory, sources: Sequence[Source], state: State) -> dict[str, Any]:
     """My own part, as it was. Raises OSError, Damaged."""
-    from trainer.checkpoint.memory import pieces
+    from trainer.checkpoint.memory import local_of, pieces
 
     mine, _ = pieces(state)
     with _Shelf(memory) as shelf:
         header, seal, data = shelf.whole(sources)
         if header["tensors"] != [piece.dump() for piece, _ in mine]:
             raise Damaged(f"the copy of rank {memory.gang.rank} is of another layout")
-        for piece, local in mine:
-            local.copy_(view(data, piece))
+        for piece, tensor in mine:
+            local_of(tensor).copy_(view(data, piece))
     return seal
 
 
