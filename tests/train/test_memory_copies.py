@@ -182,7 +182,7 @@ def test_shards_that_differ_in_size_are_copied_as_they_are_trained(
     pods.ranks_each = 1
     config = {**config, "batchSize": 6, "parallel": {"data": 1, "shard": 3}}
     wanted = expected(tmp_path, config, undisturbed, ranks=3)
-    every = {"checkpoint": tmp_path / "checkpoint", "every": 5}
+    every: dict[str, Any] = {"checkpoint": tmp_path / "checkpoint", "every": 5}
     with Gang(tmp_path / "first", [config] * 3, of_rank=pods.environment(), **every) as gang:
         gang.wait_for(lambda progress: progress.get("durableStep", 0) >= 5 and progress["step"] > 7)
         gang.kill()
