@@ -19,8 +19,10 @@ EQUAL = 2e-5  # relative; fp32 sums in another order, over all steps: 1.8e-6 was
 LOSS = re.compile(r"step (\d+)/\d+ loss (\S+) norm ")
 
 PARALLEL: dict[str, Object] = {
-    "chosen": {}, "tensor": {"tensor": 2}, "pipeline": {"pipeline": 2}, "expert": {"expert": 2},
+    "chosen": {}, "tensor": {"tensor": 2}, "pipeline": {"pipeline": 2},
+    "expert": {"data": 2, "tensor": 2, "expert": 2},
 }
+MICRO = {"tensor": 1, "pipeline": 1, "expert": 2}  # experts are balanced over what is computed at once: here the batch
 
 
 def manifest(name: str, namespace: str, **train: Any) -> Object:
@@ -58,7 +60,7 @@ def alone(yard: Yard) -> dict[str, dict[int, set[str]]]:
 @pytest.mark.parametrize("name", PARALLEL)
 def test_a_layout_learns_what_one_process_learns(yard: Yard, namespace: str, alone: dict[str, dict[int, set[str]]],
                                                  name: str) -> None:
-    micro = {} if name == "chosen" else {"microBatchSize": 1}
+    micro = {"microBatchSize": MICRO[name]} if name in MICRO else {}
     job_manifest = manifest(name, namespace, parallel=PARALLEL[name], **micro)
     job_manifest["spec"].update(numNodes=2, numProcPerNode=2)
     job = yard.api.apply(job_manifest)

@@ -77,6 +77,7 @@ MIXTURES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (2, {"tensor": 2, "expert": 2}, {"parts": 2, "activationCheckpointing": "selective"}),
     (4, {"tensor": 2, "shard": 2, "expert": 2}, {"experts": {"capacityFactor": 0.8}}),
     (4, {"tensor": 2, "context": 2, "expert": 4}, {}),
+    (4, {"data": 2, "tensor": 2, "expert": 2}, {"parts": 2}),
     (4, {"pipeline": 2, "tensor": 2, "expert": 2}, {"parts": 4}),
 ]
 
