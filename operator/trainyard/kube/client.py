@@ -28,11 +28,11 @@ from yarl import URL
 Object = dict[str, Any]
 
 APPLY = "application/apply-patch+yaml"
-# Characters that YAML 1.1 (section 5.1) takes for line breaks, or not at all.
-_UNPRINTABLE = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+# Characters that YAML 1.1 (section 5.1) takes for line breaks, or not at all.
+_UNPRINTABLE = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
 
 _CONNECT_SECONDS = 5.0
 _IDLE_SECONDS = 45.0  # making a connection costs a recovery milliseconds; many proxies close idle ones after 50 s
