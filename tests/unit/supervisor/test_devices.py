@@ -15,9 +15,9 @@ from supervisor import events as e
 from supervisor.core import Core
 from supervisor.devices import Gpus, Held, chips, gpu_processes, held_chips, own_chips
 from unit.agent.recorded import recorded
+from unit.supervisor.core_pod import WORLD, Pod, found, last_report, reports
 from unit.supervisor.fake_api import FakeApi
 from unit.supervisor.pods import Operator, SupervisedPod
-from unit.supervisor.test_core import WORLD, Pod, found, last_report, reports
 
 
 def with_processes(name: str, *rows: str) -> str:

@@ -11,7 +11,7 @@ from supervisor import events as e
 from supervisor.checks import ANSWER_SECONDS, ROUND_SECONDS
 from supervisor.events import Checked
 from supervisor.pairs import Pair, Verdict, rounds, verdict
-from unit.supervisor.test_core import WORLD, Pod, found, last_report, reports
+from unit.supervisor.core_pod import WORLD, Pod, found, last_report, reports
 
 
 @pytest.mark.parametrize(("members", "plan"), [

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from supervisor import events as e
 from supervisor.survivors import JOIN_WITHIN, LEAVE_WITHIN
-from unit.supervisor.test_core import WORLD, Pod, found, last_report, reports
+from unit.supervisor.core_pod import WORLD, Pod, found, last_report, reports
 
 NEXT = replace(WORLD, generation=2)
 START = e.Start("h", 1, True)
