@@ -10,7 +10,7 @@ import torch
 from trainyard.api import EXIT_DRAINED
 from trainyard.api.train import TrainConfig
 
-from trainer import autotune, export
+from trainer import allocator, autotune, export
 from trainer import config as configs
 from trainer.config import Run
 from trainer.data import batches as data
@@ -42,6 +42,8 @@ def pretrain(config: TrainConfig, run: Run, regroup: Regroup) -> int:
     regroup.before_groups()
     gang = connect(run.rank, problem_of_this_pod(config, run))
     pulse.leave_out(gang.saving.group_name)
+    if gang.device.type == "cpu":
+        allocator.keep_freed_memory()
     tuned = autotune.recall(config, run, gang)
     config = tuned.config
     fields = shape.fields(config.model)
@@ -75,6 +77,7 @@ def pretrain(config: TrainConfig, run: Run, regroup: Regroup) -> int:
     regroup.ends.callback(loop.close)
     regroup.ready(why_not(config, layout, gang.device), gang.device, loop.busy)
     loop.resume()
+    allocator.give_back()
     progress.note("restoredAt")
     drained = loop.run()
     if drained:

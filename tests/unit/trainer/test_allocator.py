@@ -1,0 +1,52 @@
+"""What a step frees, the next one has without asking the kernel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, torch
+from trainer import allocator
+torch.set_num_threads(1)
+print(allocator.keep_freed_memory())
+def step():
+    first, second = torch.ones(10 << 20), torch.ones(2 << 20)
+    return first, second
+for _ in range(12):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+kept = int(open("/proc/self/statm").read().split()[1])
+allocator.give_back()
+print(kept - int(open("/proc/self/statm").read().split()[1]))
+"""
+PAGES = (10 << 20) * 4 // 4096  # of the larger tensor
+
+
+def run(**environment: str) -> list[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env={**inherited, **environment}, text=True,
+                          capture_output=True, check=True)  # fmt: skip
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_memory_is_kept_and_given_back() -> None:
+    kept, faults, given_back = run()
+    assert kept == "True"
+    assert int(faults) < PAGES // 10  # without: all pages of both tensors, four times
+    assert int(given_back) > PAGES  # in pages
+
+
+@pytest.mark.parametrize("variable", [{"MALLOC_TRIM_THRESHOLD_": "131072"},
+                                      {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"}])
+def test_what_somebody_has_set_stays(variable: dict[str, str]) -> None:
+    kept, faults, _ = run(**variable)
+    assert kept == "False"
+    assert int(faults) > 4 * PAGES
