@@ -31,7 +31,7 @@ START_SECONDS = 240  # a job may take to its first steps
 STEP_SECONDS = 5.0  # a step may take, on a machine that is not ours alone
 SAME = 0.3  # s that status may be off
 STORM_STEPS = 1_000_000  # more than there is time for
-BESIDE_SECONDS = 60.0  # that torchrun gets for a recovery
+BESIDE_SECONDS = 180.0  # that torchrun gets for a recovery
 
 
 class Driver:
@@ -274,20 +274,22 @@ class Driver:
     # ---- torchrun
 
     def _beside(self, cases: list[Case], times: int) -> None:
-        """The same faults under torchrun, on one gang."""
+        """The same faults under torchrun."""
         known = self.results
         print("the same under torchrun", flush=True)
-        other = Torchrun(self.yard, self.namespace, 2)
-        with other.journal, self._started(other):
-            for case in cases:
-                if case.beside is None:
-                    continue
-                try:
-                    for _ in range(times):
-                        known[case.key].beside.append(self._beside_once(case, other))
-                except (Timeout, LookupError, ApiException) as error:
-                    known[case.key].beside_failed = f"not within {BESIDE_SECONDS:.0f} s"
-                    print(f"  case {case.key} FAILED under torchrun: {str(error)[-3000:]}", flush=True)
+        left = [case for case in cases if case.beside is not None]
+        while left:  # a gang that has not come back is no place for another fault
+            other = Torchrun(self.yard, self.namespace, 2)
+            with other.journal, self._started(other):
+                while left:
+                    case = left.pop(0)
+                    try:
+                        for _ in range(times):
+                            known[case.key].beside.append(self._beside_once(case, other))
+                    except (Timeout, LookupError, ApiException) as error:
+                        known[case.key].beside_failed = f"not within {BESIDE_SECONDS:.0f} s"
+                        print(f"  case {case.key} FAILED under torchrun: {str(error)[-3000:]}", flush=True)
+                        break
 
     @contextlib.contextmanager
     def _started(self, other: Torchrun) -> Iterator[None]:
@@ -306,8 +308,9 @@ class Driver:
             return sum(step.start == len(starts) for step in read)
 
         _until("torchrun's steps", lambda: fresh() >= self.settle, START_SECONDS, journal)
-        at = case.beside(other)
-        _until("a step of torchrun after the fault", lambda: journal.next_step(at, True), BESIDE_SECONDS, journal)
+        with other.undo:
+            at = case.beside(other)
+            _until("a step of torchrun after the fault", lambda: journal.next_step(at, True), BESIDE_SECONDS, journal)
         step = journal.next_step(at, True)
         assert step is not None
         made = Recovered(step.at - at, journal.lost(step))

@@ -4,6 +4,7 @@ is a checkpoint."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
@@ -24,12 +25,13 @@ RESTARTS = 1000
 
 
 class Torchrun:
-    """A gang of as many pods as the job's, one rank each."""
+    """A gang of as many pods as the job's, one rank each. `undo` is emptied once a fault was measured."""
 
     def __init__(self, yard: Yard, namespace: str, nodes: int) -> None:
         self.yard, self.namespace, self.nodes = yard, namespace, nodes
         self.journal = Journal([yard.cluster.disk(node) for node in yard.cluster.nodes], namespace, NAME)
         self._apps = client.AppsV1Api(yard.api.client)
+        self.undo = contextlib.ExitStack()
 
     def start(self) -> None:
         """Create it and wait for its first steps."""
@@ -94,17 +96,20 @@ class Torchrun:
 
     # ---- faults
 
-    def uid(self, index: int) -> str:
-        """Of the pod of an index."""
-        return str(next(pod["metadata"]["uid"] for pod in self._pods()
-                        if pod["metadata"]["name"] == f"{NAME}-{index}"))
+    def _pod(self, index: int) -> Object:
+        """Raises LookupError if it is not there."""
+        name = f"{NAME}-{index}"
+        for pod in self._pods():
+            if pod["metadata"]["name"] == name:
+                return pod
+        raise LookupError(f"no pod {name}")
 
     def rank(self, number: int) -> int:
         """Pid of a rank. torchrun gives ranks to pods as they come."""
         for index in range(self.nodes):
             try:
-                return processes.rank(self.uid(index), number)
-            except (LookupError, StopIteration):
+                return processes.rank(self._pod(index)["metadata"]["uid"], number)
+            except LookupError:
                 continue
         raise LookupError(f"torchrun has no rank {number}")
 
@@ -116,4 +121,17 @@ class Torchrun:
         """`kubectl delete --force` of a pod."""
         at = time.time()
         self.yard.api.core.delete_namespaced_pod(f"{NAME}-{index}", self.namespace, grace_period_seconds=0)
+        return at
+
+    def evict_pod(self, index: int) -> float:
+        """What `kubectl drain` does to a pod."""
+        at, name = time.time(), f"{NAME}-{index}"
+        self.yard.api.core.create_namespaced_pod_eviction(name, self.namespace, {"metadata": {"name": name}})
+        return at
+
+    def cut(self, index: int) -> float:
+        """No packet passes between the node of a pod and the rest."""
+        node, at = self._pod(index)["spec"]["nodeName"], time.time()
+        self.yard.cluster.cut_network(node)
+        self.undo.callback(self.yard.cluster.mend_network, node)
         return at
