@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,3 +53,15 @@ def test_full_disk(small_disk: Path, tmp_path: Path, config: dict[str, Any]) -> 
     assert last >= again["durableStep"]
     whole = folders.scan(checkpoint)
     assert [(found.step, found.problem) for found in whole] == [(last, "")], ended.text  # no partial folder is left
+
+
+def test_a_rank_whose_pulse_finds_no_room_trains_without(small_disk: Path) -> None:
+    with contextlib.suppress(OSError):  # what fits is written
+        (small_disk / "filler").write_bytes(b"x" * (9 << 20))
+    code = ("import sys; from pathlib import Path; from trainer.pulse import Pulse; "
+            "Pulse(Path(sys.argv[1])).stepped(1, 0.1); print('stepped')")
+    ended = subprocess.run([sys.executable, "-c", code, str(small_disk / "pulse")], capture_output=True, text=True,
+                           check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "hangs of this rank will not be noticed" in ended.stdout
+    assert "stepped" in ended.stdout

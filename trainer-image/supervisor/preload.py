@@ -31,6 +31,7 @@ from typing import Any, Dict, Iterable, List, Sequence
 DEVICES = ("/dev/davinci", "/dev/devmm_svm", "/dev/hisi_hdc", "/dev/nvidia", "/dev/kfd", "/dev/accel")
 ORDER = 1 << 20  # bytes
 RANKS = 120  # a message carries at most 253 descriptors
+WORDS = 1000  # characters of why there is no server: the supervisor reads messages of at most 64 KiB
 SET_NAME = 15  # prctl
 
 
@@ -212,7 +213,7 @@ def main(arguments: List[str]) -> None:
         load(filter(None, names.split(",")))
         why = problem()
     except BaseException as error:  # the ranks will say it better than we can
-        why = "{}: {}".format(type(error).__name__, error)
+        why = "{}: {}".format(type(error).__name__, error)[:WORDS]
     if why:
         link.send(json.dumps({"aside": why}).encode())
         os._exit(0)

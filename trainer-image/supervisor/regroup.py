@@ -94,6 +94,6 @@ class RegroupLines:
                 guest.pid = int(message["pid"])
             else:
                 self.heard(guest.pid, message)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
         return True

@@ -22,6 +22,7 @@ RECONNECT = (0.1, 5.0)  # s: first and longest range of the jitter
 BEAT = 2.0  # s between heartbeats; more in gangs of more than MEMBERS_A_BEAT
 MEMBERS_A_BEAT = 1000
 SILENCE = 5  # heartbeats without a word: the other side is gone
+NONSENSE = (LookupError, TypeError, ValueError, ArithmeticError, RecursionError)  # what messages of others may raise
 STRANGERS = 1024  # connections that have not proved anything yet
 
 
@@ -117,7 +118,7 @@ class StoreServer:
             try:
                 for message in guest.channel.receive():
                     self._message(guest, message)
-            except (Closed, LookupError, TypeError, ValueError, ArithmeticError):
+            except (Closed, *NONSENSE):
                 self._drop(guest)
 
     def _message(self, guest: Guest, message: Dict[str, Any]) -> None:
@@ -245,13 +246,16 @@ class StoreLink:
         self._channel.send({"generation": self._status.generation if self._status is not None else 0})
 
     def _connect(self) -> None:
+        sock: Optional[socket.socket] = None
         try:
             host, port = split_address(self._link.address)
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             sock = socket.socket(family, socket.SOCK_STREAM)
             tune(sock)
             code = sock.connect_ex((host, port))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:  # the last: a port above 65535
+            if sock is not None:
+                sock.close()
             self._lost(str(error))
             return
         self._channel = Channel(sock, self._selector, self._ready, False)
@@ -273,7 +277,7 @@ class StoreLink:
                 self._message(channel, message)
         except Closed as closed:
             self._lost(str(closed))
-        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        except NONSENSE as error:
             self._lost(f"not understood: {error!r}")
 
     def _message(self, channel: Channel, message: Dict[str, Any]) -> None:

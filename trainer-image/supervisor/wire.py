@@ -106,7 +106,7 @@ class Channel:
                 raise Closed("a frame is not authentic")
             try:
                 message = json.loads(body)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise Closed("a frame is no JSON") from None
             if not isinstance(message, dict):
                 raise Closed("a frame is no object")

@@ -40,7 +40,7 @@ class Pulse:
             return
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.ftruncate(descriptor, SIZE)
+            os.write(descriptor, bytes(SIZE))  # no hole, which on a full disk would be SIGBUS when it is filled
             self._map = mmap.mmap(descriptor, SIZE)
             os.close(descriptor)
             self._stacks = path.with_name(path.name + STACKS_SUFFIX).open("a")  # kept open for the handler

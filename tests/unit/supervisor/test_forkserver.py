@@ -106,6 +106,15 @@ def test_a_fork_is_like_the_program_started_anew(start: Start, api: FakeApi, mod
                 if value != executed[rank][key]} == {}
 
 
+def test_an_import_that_fails_at_length_is_told_in_short(start: Start, api: FakeApi, modules: Path) -> None:
+    (modules / "long.py").write_text("raise ValueError('x' * 100_000)")
+    operator = Operator(api)
+    pod = start(script(modules, "print('ran')"), TRAINYARD_PRELOAD="long")
+    pod.wait_output("nothing is imported ahead (ValueError: xxx")
+    operator.run(pod)
+    operator.report("Finished")
+
+
 ENDINGS = {
     "returns": ("print('done')", 0, ""),
     "exit": ("import sys; sys.exit(3)", 3, "exit code 3"),

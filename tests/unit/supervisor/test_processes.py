@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
+import resource
 import signal
+import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable
@@ -301,6 +306,41 @@ def test_another_store_claimant_and_a_wrong_token(start: Start, api: FakeApi) ->
     assert children_of(second.process.pid)
     twin.terminate()
     assert twin.wait() == 143
+
+
+def test_a_master_address_that_is_none_is_tried_again(start: Start, api: FakeApi) -> None:
+    """Somebody edited the World, or a master told nonsense: no member ends of it."""
+    operator = Operator(api, size=2)
+    pod = start(["sleep", "1000"], nodes=2)
+    for address in ("127.0.0.1:99999", "nobody", "127.0.0.1:-1"):
+        operator.put(master={"pod": "j-1-1", "podUid": "other", "address": address})
+        pod.wait_output(f"master's store at {address}: ")
+    pod.terminate()
+    assert pod.wait() == 143
+
+
+def test_a_stranger_cannot_end_the_master(start: Start, api: FakeApi) -> None:
+    operator = Operator(api, size=2)
+    pod = start(["sleep", "1000"], nodes=2)
+    operator.run(pod)
+    host, _, port = operator.spec["master"]["address"].rpartition(":")
+    for body in (b"[" * 60_000, b'{"hello": ' + b"[" * 700 + b"]" * 700 + b', "nonce": 1, "proof": 1}', b"[]", b"x"):
+        with socket.create_connection((host, int(port)), 10) as stranger:
+            stranger.sendall(struct.pack(">I", len(body)) + hashlib.sha256(body).digest() + body)
+            with contextlib.suppress(ConnectionResetError):
+                while stranger.recv(4096):
+                    pass  # its nonce comes first
+    assert pod.process.poll() is None
+
+
+def test_descriptors_for_a_large_gang(start: Start, api: FakeApi) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = ["sh", "-c", 'ulimit -Sn 256; exec "$0" "$@"', PYTHON, "-m", "supervisor"]
+    operator = Operator(api)
+    pod = start(["sh", "-c", "echo files $(ulimit -Sn)"], command=few)
+    operator.run(pod)
+    operator.report("Finished")
+    assert f"files {65536 if hard == resource.RLIM_INFINITY else min(65536, hard)}\n" in pod.output()
 
 
 def test_a_second_sigterm_changes_nothing(start: Start, api: FakeApi) -> None:
