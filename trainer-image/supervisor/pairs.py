@@ -5,7 +5,8 @@ Members form a ring and each meets its two neighbours in it, in rounds in which 
 three if the number of members is odd. A pair passes if both of it say so. A member that failed with both neighbours,
 one of which has passed with its other one, cannot be innocent: that neighbour is well. If a pair passes exactly when
 both are well, nobody who is well is ever blamed; one who is not is always found in a ring of three or more, two in a
-ring of five or more. Where everybody failed it is rather what they have in common."""
+ring of five or more. Where everybody failed it is rather what they have in common. Two who failed with each other and
+passed with others are well: the network is broken between them, and one of them has to go elsewhere."""
 
 from __future__ import annotations
 
@@ -61,6 +62,10 @@ def verdict(plan: Sequence[Sequence[Pair]], answers: Answers) -> Verdict:
     count = sum(len(pairs) for pairs in plan)
     members = {member for pairs in plan for pair in pairs for member in pair}
     culprits = sorted(one for one, others in partners.items() if one not in well and well & set(others))
+    apart = [pair for pair in failed if well.issuperset(pair)] if len(members) > 2 and not culprits else []
+    if apart and len(apart) <= max(MOST, len(members) // 10):
+        order = [member for pairs in plan for pair in pairs for member in pair]  # the master comes first
+        return Verdict(sorted({max(pair, key=order.index) for pair in apart}), failed, count, _between(apart))
     if len(culprits) > max(MOST, len(members) // 10):
         return Verdict([], failed, count, f"{len(culprits)} of {len(members)} members failed with both their partners, "
                        "too many at once to be the members' own fault: nobody is blamed")
@@ -83,6 +88,12 @@ def _words(plan: Sequence[Sequence[Pair]], answers: Answers, culprits: List[int]
                  if (why := _why(answers, number, member)))
     return (f"{len(failed)} of {count} pairs failed (index {shown}: {first}), but that does not show whose fault it "
             "is: nobody is blamed")
+
+
+def _between(apart: Sequence[Pair]) -> str:
+    """Pairs that cannot reach each other, as others can."""
+    shown = ", ".join(f"{one} with {other}" for one, other in apart[:SHOWN])
+    return f"index {shown} failed, and each of them passed with another: one of each two is replaced"
 
 
 def _charge(plan: Sequence[Sequence[Pair]], answers: Answers, culprit: int) -> str:

@@ -75,6 +75,34 @@ def test_nobody_who_is_well_is_blamed(count: int, bad: set[int], silent: bool) -
         assert set(made.culprits) == bad
 
 
+def broken_between(count: int, apart: set[frozenset[int]]) -> Verdict:
+    """All are well; these pairs cannot reach each other."""
+    plan = rounds(range(count))
+    return verdict(plan, {(number, member): Checked(number, frozenset(pair) not in apart, "no answer")
+                          for number, pairs in enumerate(plan, 1) for pair in pairs for member in pair})
+
+
+@pytest.mark.parametrize(("count", "apart", "culprits"), [
+    (3, [{1, 2}], [2]),
+    (3, [{0, 2}], [2]),  # the master stays
+    (3, [{0, 1}, {1, 2}], [1]),  # which is not to be told from a node that is not well
+    (6, [{1, 2}], [2]),
+    (6, [{1, 2}, {4, 5}], [2, 5]),
+    (9, [{0, 1}, {3, 4}, {6, 7}], []),
+])
+def test_one_of_two_goes_elsewhere_if_the_network_is_broken_between_them(count: int, apart: list[set[int]],
+                                                                         culprits: list[int]) -> None:
+    made = broken_between(count, set(map(frozenset, apart)))
+    assert made.culprits == culprits
+    assert len(made.failed) == len(apart)
+
+
+def test_two_that_failed_once_with_each_other_are_let_be() -> None:
+    plan = rounds([0, 1])
+    answers = {(number, member): Checked(number, number == 1) for number in (1, 2) for member in (0, 1)}
+    assert verdict(plan, answers).culprits == []
+
+
 def test_a_partner_that_never_answers() -> None:
     assert "index 1 failed with index 0 and index 2: no answer" in judged(3, {1}, silent=True).reason
 
