@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import tempfile
 from typing import List, Mapping, Optional, Tuple
 
+from supervisor import draining
 from supervisor.devices import tool_of
 from supervisor.events import Member, Terminate
 from supervisor.failures import CONFIGURATION
 from supervisor.ranktable import VERSIONS, wants_table
 
 SET_CHILD_SUBREAPER = 36  # prctl
+FILES = 65536  # descriptors: a master has one for each member, and some container runtimes allow 1024 at first
 REQUIRED = ("TRAINYARD_JOB", "TRAINYARD_JOB_UID", "TRAINYARD_NAMESPACE", "TRAINYARD_POD", "TRAINYARD_POD_UID",
             "TRAINYARD_POD_IP", "TRAINYARD_INDEX", "TRAINYARD_INCARNATION", "TRAINYARD_NUM_PROC")
 RUNTIMES = ("torch", "mindspore")
@@ -51,7 +54,7 @@ def member(environment: Mapping[str, str]) -> Member:
         ranks=ranks, grace=float(whole("TRAINYARD_GRACE", 0, "30")),
         runtime=runtime, rank_table=wants_table(environment),
         keeps=survivors == "regroup" and runtime == "torch",
-        devices=tool_of(environment, ranks) is not None,
+        devices=tool_of(environment, ranks) is not None, drain_by=draining.way(environment),
     )
 
 
@@ -85,6 +88,17 @@ def adopt_orphans() -> None:
         pass  # no such call: as PID 1 we need none
 
 
+def allow_files() -> None:
+    """Raise the limit of open files, as far as anybody may; ranks inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            pass  # forbidden here: most gangs are small
+
+
 def main() -> None:
     """Run until the job is over or this pod is told to leave."""
     early: List[int] = []  # the kernel drops signals that PID 1 has no handler for, and what follows takes a moment
@@ -98,6 +112,7 @@ def main() -> None:
         print(f"supervisor: {error}", file=sys.stderr)
         sys.exit(CONFIGURATION)
     adopt_orphans()
+    allow_files()
     loop = Loop(me, command, os.environ, folder)
     loop.catch_signals()
     if early:

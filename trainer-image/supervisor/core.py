@@ -18,6 +18,7 @@ URGENT_EVERY = 0.5  # s, for a first step or a new durable one; a program may sa
 DONE_WITHIN = 600.0  # s that a finished gang waits for Done
 EARLY_DRAIN = 10.0  # s from ranks that saved and stopped to a World that says Drain
 GRACE_MARGIN = 3.0  # s left of the pod's grace period when the ranks are killed
+ALONE_AFTER = 10.0  # s from SIGTERM until ranks are asked to save without a Drain; a third of a shorter grace
 
 
 class Core(Survivors):
@@ -64,9 +65,9 @@ class Core(Survivors):
         self.ended = ""
         stay = ("leave", "local", "groups") if self._asked else ("leave", "local")
         self._timers = {name: due for name, due in self._timers.items() if name in stay}
-        self._exits, self._failure, self._forced = {}, None, False
+        self._exits, self._failure, self._forced, self._signalled = {}, None, False, False
         self._saved, self._saved_step = False, None
-        self._missing = []
+        self._missing, self._stalled = [], False
         self._pending, self._checking, self._checked = None, False, None
         self._do(e.DropReport())
         self._report.begin(run)
@@ -270,7 +271,7 @@ class Core(Survivors):
         if event.local_rank == self.me.ranks and self._only_scheduler():
             exit_ = e.Exit(exit_.rank, 0)  # its word has no weight once the ranks have ended
         self._exits[event.local_rank] = exit_
-        counts = exit_.code not in (0, 75) and not self._forced
+        counts = exit_.code not in (0, 75) and not (self._forced or self._signalled)
         if counts and (self._failure is None or (exit_.root and not self._failure.root)):
             self._failure = exit_
         if len(self._exits) == self.me.processes(self.place):
@@ -299,17 +300,19 @@ class Core(Survivors):
         if self._failure is not None:
             return self._failed()
         codes = [exit_.code for exit_ in self._exits.values()]
-        if not any(codes) and not self._forced:  # many programs answer SIGTERM with 0, finished or not
+        asked = self._forced or self._signalled
+        if not any(codes) and not asked:  # many programs answer SIGTERM with 0, finished or not
             self.state = "finished"
             self._log("all ranks of this pod have finished")
             if "progress" in self._timers:
                 self._progress_now()
         else:
             self.state = "drained"
-            self._saved = not self._forced and set(codes) <= {0, 75}
+            self._saved = not self._forced and set(codes) <= ({75} if self._signalled else {0, 75})
             if self._saved:
                 self._saved_step = self._report.newest_step()
             self._log("all ranks of this pod have saved and stopped" if self._saved
+                      else "the ranks have answered SIGTERM" if not self._forced
                       else "ranks were stopped before they had saved")
             if self.world.phase != "Drain":
                 self._do(e.ReadWorld())
@@ -351,7 +354,9 @@ class Core(Survivors):
             self._failed()
 
     def _early(self) -> None:
-        """Ranks left with 75, and no Drain came."""
+        """Ranks left with 75, and no Drain came. A pod that was told to end has said so, and asked its ranks."""
+        if self.terminating:
+            return
         if self.state == "drained" and self.world is not None and self.world.phase == "Run":
             last = next(exit_ for exit_ in self._exits.values() if exit_.code)
             self.state = "failed"
@@ -374,6 +379,7 @@ class Core(Survivors):
             return
         self._log("told to save and stop")
         self._timers.pop("early", None)
+        self._timers.pop("alone", None)
         if self.state == "run":
             self._do(e.TouchDrain())
             self._set_timer("term", world.drain_seconds)
@@ -386,6 +392,10 @@ class Core(Survivors):
             self._release()
             self._send_status()
         self._check_drained()
+
+    def _ranks_signalled(self, event: e.RanksSignalled) -> None:
+        if event.run == self.run and self.state == "run":
+            self._signalled = True
 
     def _term(self) -> None:
         if self._only_scheduler():
@@ -436,7 +446,15 @@ class Core(Survivors):
         if self._report.kind not in ("Finished", "Drained") and self.place is not None:
             self._write("Stopping")
         self._release()
+        if self.state == "run" and self.world.phase == "Run":
+            self._set_timer("alone", min(ALONE_AFTER, self.me.grace / 3))
         return self._check_drained()
+
+    def _stop_alone(self) -> None:
+        """Nobody has said Drain: the operator or the API is away. Ranks that agree on it save in every pod."""
+        if self.state == "run":
+            self._log("nobody has answered that this pod is to end: its ranks are asked to save and stop")
+            self._do(e.TouchDrain())
 
     def _grace_over(self) -> None:
         self._leave(143)
@@ -512,9 +530,9 @@ Core.HANDLERS = {
     e.MemberAsks: Core._member_asks, e.MemberGone: Core._member_gone, e.Linked: Core._linked,
     e.Unlinked: Core._unlinked, e.GangSeen: Core._gang_seen, e.TablePart: Core._table_part,
     e.RankExited: Core._rank_exited, e.RanksGone: Core._ranks_gone, e.RanksLeft: Core._ranks_left,
-    e.RanksJoined: Core._ranks_joined, e.ProgressSeen: Core._progress, e.HangSeen: Core._hang,
-    e.HangOver: Core._hang_over, e.PairChecked: Core._pair_checked, e.DeviceHeld: Core._device_held,
-    e.Imported: Core._imported,
+    e.RanksJoined: Core._ranks_joined, e.RanksSignalled: Core._ranks_signalled, e.ProgressSeen: Core._progress,
+    e.HangSeen: Core._hang, e.StallSeen: Core._stall_seen, e.HangOver: Core._hang_over,
+    e.PairChecked: Core._pair_checked, e.DeviceHeld: Core._device_held, e.Imported: Core._imported,
     e.Terminate: Core._terminate, e.Timer: Core._timer,
 }
 Core.TIMERS = {
@@ -522,4 +540,5 @@ Core.TIMERS = {
     "missing": Core._missing_now, "local": Core._local, "done": Core._done, "early": Core._early,
     "progress": Core._progress_now, "lost": Core._tell_lost, "scheduler": Core._scheduler_over,
     "round": Core._round_over, "answer": Core._unanswered, "groups": Core._groups_late,
+    "alone": Core._stop_alone,
 }

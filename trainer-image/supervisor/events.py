@@ -122,6 +122,7 @@ class Member:
     rank_table: bool = False  # the ranks want HCCL's
     keeps: bool = False  # ranks may outlive a generation, see survivors.py
     devices: bool = False  # accelerators that somebody can tell of: they have to be free before a rank starts
+    drain_by: str = "auto"  # auto | file | signal, see draining.py
 
     def processes(self, place: Optional[int]) -> int:
         """Ranks, and MindSpore's scheduler beside rank 0; its local rank is the one after the last."""
@@ -362,6 +363,14 @@ class RanksJoined:
 
 
 @dataclass(frozen=True)
+class RanksSignalled:
+    """Ranks that catch it were sent SIGTERM together with the file that asks to save: how they answer it is their own
+    affair."""
+
+    run: Run
+
+
+@dataclass(frozen=True)
 class ProgressSeen:
     run: Run
     progress: Mapping[str, Any]  # as in Report.progress, checked
@@ -381,6 +390,14 @@ class HangSeen:
     silent: float  # s without progress
     text: str = ""  # stacks
     positions: Tuple[Tuple[str, int, int, int], ...] = ()  # (group, rank, collectives issued, completed)
+
+
+@dataclass(frozen=True)
+class StallSeen:
+    """All ranks of this pod are in a step that takes far longer than usual, or they are no longer."""
+
+    run: Run
+    stalled: bool
 
 
 @dataclass(frozen=True)
@@ -408,7 +425,8 @@ class Timer:
 Event = Union[
     WorldSeen, WorldMissing, ApiLost, ApiBack, Unauthorized, StoreOpened, StoreReady, MemberHello, MemberStatus,
     MemberBeat, MemberAsks, MemberGone, Linked, Unlinked, GangSeen, TablePart, RankExited, RanksGone, RanksLeft,
-    RanksJoined, ProgressSeen, HangSeen, HangOver, PairChecked, DeviceHeld, Imported, Terminate, Timer,
+    RanksJoined, RanksSignalled, ProgressSeen, HangSeen, StallSeen, HangOver, PairChecked, DeviceHeld, Imported,
+    Terminate, Timer,
 ]
 
 # Actions --------------------------------------------------------------------------------------------------------------
@@ -452,7 +470,7 @@ class TermRanks:
 
 @dataclass(frozen=True)
 class TouchDrain:
-    """Ask the ranks to save and stop."""
+    """Ask the ranks to save and stop; answered by RanksSignalled if some were sent SIGTERM."""
 
 
 @dataclass(frozen=True)

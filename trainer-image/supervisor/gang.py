@@ -235,8 +235,10 @@ class Gang:
                       and place.status.run == self.run and place.status.state == "failed")
 
     def can_attempt(self) -> bool:
-        """A member failed, and all are connected and in this very run."""
+        """A member failed, and all are connected and in this very run; none is about to leave."""
         if not self._counts[(self.run, "failed")] or self.run[1] - self._allowed >= self.world.local_attempts:
+            return False
+        if self._counts[(self.run, "drained")]:
             return False
         here = sum(count for (run, _), count in self._counts.items() if run == self.run)
         return here == self.world.size == len(self._index)

@@ -38,6 +38,7 @@ class Hangs:
         self._look_at = time.monotonic() + EVERY
         self._asked: Optional[Hang] = None  # its stacks are being written
         self._told: Optional[Hang] = None
+        self.stalled = False  # at the last look: far too long in a step, which is believed to be a hang only later
 
     def deadline(self) -> float:
         """When step() is due."""
@@ -55,6 +56,7 @@ class Hangs:
                          tuple(pulse.positions(list(look(processes).values()))))
         ranks = look(processes)
         hang = self._watch.look(list(ranks.values()), now)
+        self.stalled = self._watch.stalled(list(ranks.values()), now)
         if hang is None:
             over, self._told = self._told is not None, None
             return Found(None) if over else None

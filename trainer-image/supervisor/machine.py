@@ -48,10 +48,12 @@ class Machine:
         self._failure: Optional[e.Exit] = None
         self._killing = False
         self._forced = False  # the ranks were told to end because Drain took too long
+        self._signalled = False  # they were asked to save by SIGTERM: exit codes other than 75 say nothing
         self._saved_step: Optional[int] = None
         self._saved = False
         self._missing: List[int] = []
         self._lost_since = 0.0  # seconds since 1970
+        self._stalled = False  # the ranks are in a step for far longer than usual
         self._status: Optional[e.Status] = None
         self._port = 0
         self._basket = Basket()  # the rank table

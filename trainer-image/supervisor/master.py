@@ -96,7 +96,16 @@ class Master(Checks):
         if lost and lost != self._report.lost:
             self._log(f"lost the connection to index {', '.join(map(str, lost[:16]))}")
             self._report.lost, self._report.lost_at = lost, self._lost_since
+            self._report.stalled = self._stalled
             self._write("RankFailed" if self._report.kind == "RankFailed" else "PeerLost")
+
+    def _stall_seen(self, event: e.StallSeen) -> None:
+        """That the ranks wait as well is what the operator needs to believe that a peer is lost."""
+        if event.run == self.run and self.state == "run":
+            self._stalled = event.stalled
+            if self._report.lost and self._report.stalled != event.stalled:
+                self._report.stalled = event.stalled
+                self._write(self._report.kind)
 
     def _tell_all(self) -> None:
         assert self.gang is not None

@@ -27,6 +27,7 @@ USUAL = 10.0  # times the median step: `auto` for the phase step
 AFTER = 5  # steps of a process; the ones before may load and compile
 LIMITS = {"start": 1800.0, "compile": 1800.0, "evaluate": 1800.0, "save": 1800.0, "export": 3600.0,
           "autotune": 1800.0}  # s; of autotune each layout has its own
+STALLED = (3.0, 2.0)  # times the median step, and at least so many s: too long for a step, if a peer is lost as well
 BLIND = 2.0  # s between two looks after which the supervisor itself was stopped or starved
 UNINTERRUPTIBLE = 3  # looks in a row: a moment of it is any disk access
 
@@ -105,6 +106,16 @@ class Watch:
         """Whether it is silent for longer than its phase may take."""
         limit = self.limit(rank.pulse) if rank.pulse is not None else None
         return limit is not None and rank.pulse is not None and now - max(rank.pulse.since, self._seen_since) > limit
+
+    def stalled(self, ranks: Sequence[Rank], now: float) -> bool:
+        """Whether all ranks of the pod are in a step that takes far longer than usual. No hang yet by itself."""
+        return bool(ranks) and all(rank.pulse is not None and self._stalled(rank.pulse, now) for rank in ranks)
+
+    def _stalled(self, pulse: Pulse, now: float) -> bool:
+        if pulse.phase != "step" or pulse.steps < AFTER:
+            return False
+        times, least = STALLED
+        return now - max(pulse.since, self._seen_since) > max(least, times * pulse.usual)
 
     def look(self, ranks: Sequence[Rank], now: float) -> Optional[Hang]:
         """A hang, if all ranks of the pod make no progress, or one that cannot run is among those that make none.

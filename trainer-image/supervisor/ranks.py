@@ -11,7 +11,7 @@ import subprocess
 import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
-from supervisor import failures, mindspore, progress, ranktable
+from supervisor import draining, failures, mindspore, progress, ranktable
 from supervisor.events import (
     Event,
     Exit,
@@ -23,7 +23,9 @@ from supervisor.events import (
     RanksGone,
     RanksJoined,
     RanksLeft,
+    RanksSignalled,
     Run,
+    StallSeen,
     StartRanks,
     named,
 )
@@ -93,12 +95,14 @@ class Ranks:
         self._folder = ""
         self._table_file = ""
         self._killing = False
+        self._signalled: Set[int] = set()  # pids that were asked to save by SIGTERM
         self._oom_kills = 0
         self._progress_seen: Tuple[int, int, int] = (0, 0, 0)
         self._garbage_seen: Tuple[int, int, int] = (0, 0, 0)
         self._garbage_told = False
         self._poll_at: Optional[float] = None
         self._hangs: Optional[Hangs] = None
+        self._stalled = False  # as it was told last
 
     # What the core asks for -------------------------------------------------------------------------------------------
 
@@ -109,7 +113,7 @@ class Ranks:
         self._oom_kills = oom_kills()
         self._progress_seen = (0, 0, 0)
         self._poll_at = time.monotonic() + PROGRESS_POLL if order.place == 0 else None
-        self._hangs = Hangs(self._environment.get("TRAINYARD_HANG_SECONDS", ""))
+        self._hangs, self._stalled = Hangs(self._environment.get("TRAINYARD_HANG_SECONDS", "")), False
         self._table_file = ""
         if old and old != self._folder:
             shutil.rmtree(old, ignore_errors=True)
@@ -249,17 +253,28 @@ class Ranks:
         return os.path.join(self._folder, "drain")
 
     def touch_drain(self) -> None:
-        """Ask the ranks to save and stop. If that cannot be written, SIGTERM follows in its time."""
+        """Ask the ranks to save and stop: by the file, and by SIGTERM those who know that instead. If the file cannot
+        be written, SIGTERM follows in its time."""
         if self._folder:
             try:
                 with open(self.drain_file, "w", encoding="utf-8"):
                     pass
             except OSError as error:
                 self._logs.say(f"cannot tell the ranks to save: {self.drain_file}: {error.strerror}")
+        asked = {pid for pid, rank in self._ranks.items() if rank.code is None and not rank.scheduler
+                 and draining.by_signal(self._me.drain_by, self._me.runtime, pid, rank.pulse_file)}
+        self._term(asked)
+        if asked:
+            self._post(RanksSignalled(self._run))
 
     def term(self) -> None:
-        """SIGTERM to the ranks themselves."""
-        self.forward(signal.SIGTERM)
+        """SIGTERM to the ranks themselves, once: to many programs a second one means to give up what they save."""
+        self._term({pid for pid, rank in self._ranks.items() if rank.code is None})
+
+    def _term(self, pids: Set[int]) -> None:
+        for pid in pids - self._signalled:
+            _signal(os.kill, pid, signal.SIGTERM)
+        self._signalled |= pids
 
     def forward(self, number: int) -> None:
         """A signal to the ranks themselves."""
@@ -352,6 +367,9 @@ class Ranks:
                                 found.positions))
         elif found is not None:
             self._post(HangOver(self._run))
+        if self._hangs.stalled != self._stalled:
+            self._stalled = self._hangs.stalled
+            self._post(StallSeen(self._run, self._stalled))
 
     def _judge(self, rank: Rank) -> Exit:
         assert rank.code is not None
@@ -408,7 +426,7 @@ class Ranks:
             _signal(os.kill, pid, signal.SIGKILL)
         if strays or any(rank.code is None for rank in self._ranks.values()):
             return
-        self._killing = False
+        self._killing, self._signalled = False, set()
         self._forget()
         self._post(RanksGone())
 

@@ -70,6 +70,7 @@ class Report:
         self.missing: List[int] = []
         self.lost: List[int] = []
         self.lost_at = 0.0
+        self.stalled = False
         self.drained_step: Optional[int] = None
         self._failure: Optional[Exit] = None
         self._formed_at = ""
@@ -84,6 +85,7 @@ class Report:
         self._run, self.kind, self.missing, self.drained_step = run, "", [], None
         self._failure, self._formed_at, self.progress, self._first_step_at = None, "", None, ""
         self._start, self._hang, self.lost, self.check = None, None, [], None
+        self.stalled = False
 
     def form(self, wall: float) -> None:
         """The gang is complete."""
@@ -150,7 +152,7 @@ class Report:
             "check": self.check,
         }
         if self.lost:
-            spec.update(lost=self.lost, lostAt=timestamp(self.lost_at))
+            spec.update(lost=self.lost, lostAt=timestamp(self.lost_at), **({"stalled": True} if self.stalled else {}))
         spec.update({key: value for key, value in optional.items() if value is not None})
         return spec
 

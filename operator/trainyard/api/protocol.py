@@ -284,6 +284,8 @@ class ReportSpec(Lenient):
     neighbours of its index tell of the master."""
     lost_at: Time | None = None
     """When the first of these connections broke."""
+    stalled: bool = False
+    """Together with `lost`: this pod's ranks have been in a step for three times as long as usual, and at least 2 s."""
     failure: Failure | None = None
     """The rank that failed."""
     hang: Hang | None = None

@@ -13,7 +13,9 @@ from trainyard.placement.quantities import whole
 
 ROOT = "spec.template"
 POD = f"{ROOT}.spec"
-SWITCHES = frozenset({"TRAINYARD_INJECT", "TRAINYARD_SURVIVORS"})  # docs/faults.md, docs/recovery.md: people set them
+SWITCHES = frozenset(  # docs/faults.md, docs/recovery.md, docs/supervisor.md: people set them
+    {"TRAINYARD_INJECT", "TRAINYARD_SURVIVORS", "TRAINYARD_DRAIN_BY"}
+)
 CHECKPOINT_PATH = "/checkpoint"
 MEMORY_PATH = "/dev/shm/trainyard"  # copies of state
 CONFIG_PATH = "/etc/trainyard"

@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from trainyard.api import EXIT_CONFIG, EXIT_DIVERGED, EXIT_SUSPECT_DEVICE
+from trainyard.api import EXIT_CONFIG, EXIT_DIVERGED, EXIT_DRAINED, EXIT_SUSPECT_DEVICE
 from trainyard.api.job import Avoid
 from trainyard.plan.finished import end
 from trainyard.plan.loops import LIMIT, crash_loop, loop, signature
@@ -52,10 +52,15 @@ def failure(turn: Turn) -> Turn:
     if not active(turn):
         return turn
     ended = _ended(turn)
+    if not ended:
+        return turn
     excused = frozenset[int]().union(*(fault.replace for fault in turn.faults if fault.kind == "DeviceFault"))
-    roots = [one for one in ended if one.root and one.index not in excused]
-    if not roots and ended:
-        if turn.faults or movers(turn):
+    # Ranks that saved without a Drain: a pod that was told to end had no answer, and the others followed.
+    followed = turn.faults or movers(turn)
+    roots = [one for one in ended if one.root and one.index not in excused
+             and not (followed and one.code == EXIT_DRAINED)]
+    if not roots:
+        if followed:
             return turn  # the loss that was seen is the root
         left = ROOT_SECONDS - seconds_between(ended[0].at, turn.now)
         if left > 0:

@@ -91,7 +91,8 @@ def test_refusals(spec: TrainingJobSpec, path: str, message: str) -> None:
     train_job({"metadata": None, "spec": None}),
     train_job(pod_spec(containers=None, volumes=None, restartPolicy=None, tolerations=None)),
     train_job(trainer(env=None, volumeMounts=None, command=None, resources=None)),
-    train_job(trainer(env=[{"name": "TRAINYARD_INJECT", "value": "nan:step=5"}])),
+    train_job(trainer(env=[{"name": "TRAINYARD_INJECT", "value": "nan:step=5"},
+                           {"name": "TRAINYARD_DRAIN_BY", "value": "file"}])),
 ])  # fmt: skip
 def test_what_says_nothing_new_is_no_mistake(spec: TrainingJobSpec) -> None:
     made = pod(render(JOB, spec, SETTINGS), 0, 1, "n")

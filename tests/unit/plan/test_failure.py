@@ -104,6 +104,15 @@ def test_a_silent_peer_is_not_held_against_the_program_but_only_once() -> None:
     assert world_of(again).cause.counted == 1
 
 
+def test_ranks_that_saved_because_a_pod_had_no_answer_have_not_failed() -> None:
+    """The operator was away when a pod was told to end: its ranks saved by themselves, and the others with them."""
+    saved = training().report(0, "RankFailed", failure=rank_failure(75))
+    assert world_of(saved.plan()).cause.counted == 1
+    for case in (saved.report(1, "Stopping"), saved.without_pod(1)):
+        cause = world_of(case.plan()).cause
+        assert (cause.kind in ("Moved", "PodLost"), cause.counted) == (True, 0)
+
+
 def test_a_lost_pod_is_the_root_of_its_peers_complaints() -> None:
     made = training().report(0, "RankFailed", failure=rank_failure(1, False)).without_pod(1).plan()
     cause = world_of(made).cause

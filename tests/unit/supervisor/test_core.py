@@ -210,6 +210,27 @@ def test_ranks_that_ignore_drain_get_sigterm_then_sigkill() -> None:
     assert "RankFailed" not in reports(pod.did)
 
 
+@pytest.mark.parametrize(("codes", "saved"), [((0, 0), False), ((143, -15), False), ((1, 75), False), ((75, 75), True)])
+def test_exit_codes_of_ranks_that_were_asked_by_sigterm_say_only_whether_they_saved(codes: tuple[int, int],
+                                                                                    saved: bool) -> None:
+    pod = Pod().runs()
+    pod.on(e.WorldSeen(replace(WORLD, phase="Drain")), e.RanksSignalled((1, 0)))
+    did = pod.exits(*codes)
+    assert found(did, e.KillRanks), "what they left behind ends"
+    status = found(pod.on(e.RanksGone()), e.SendStatus)[-1].status
+    assert (status.state, status.saved) == ("drained", saved)
+    assert "RankFailed" not in reports(pod.did)
+    after = Pod().runs()
+    after.on(e.RanksSignalled((0, 9)))
+    assert reports(after.exits(143)) == ["RankFailed"], "that was another run"
+
+
+def test_a_rank_that_answers_sigterm_first_leaves_the_others_their_time() -> None:
+    pod = Pod().runs()
+    pod.on(e.WorldSeen(replace(WORLD, phase="Drain")), e.RanksSignalled((1, 0)))
+    assert not found(pod.exits(143) + pod.after(15), e.KillRanks)
+
+
 def test_nothing_to_drain_is_drained() -> None:
     pod = Pod()
     did = pod.on(e.WorldSeen(replace(WORLD, phase="Drain")))
@@ -259,6 +280,29 @@ def test_sigterm_leaves_before_the_grace_ends() -> None:
     assert not found(pod.after(26.9), e.KillRanks)
     assert found(pod.after(0.2), e.KillRanks)
     assert pod.on(e.RanksGone()) == [e.Leave(143, flush=True)]
+
+
+@pytest.mark.parametrize(("grace", "seconds"), [(30.0, 10.0), (12.0, 4.0), (600.0, 10.0)])
+def test_ranks_are_asked_to_save_although_nobody_answers(grace: float, seconds: float) -> None:
+    """The operator may be on the very node that is drained, or the API away."""
+    pod = Pod()
+    pod.core.me = replace(pod.core.me, grace=grace)
+    pod.runs()
+    pod.on(e.Terminate())
+    assert not found(pod.after(seconds - 0.1), e.TouchDrain)
+    assert found(pod.after(0.2), e.TouchDrain)
+    pod.exits(75, 75)
+    pod.on(e.RanksGone())
+    assert "RankFailed" not in reports(pod.after(EARLY_DRAIN + 1 if grace > 30 else 0)), "it has said that it stops"
+    assert found(pod.did, e.SendStatus)[-1].status.saved
+    pod.on(e.WorldSeen(replace(WORLD, phase="Drain")))
+    assert found(pod.on(e.GangSeen(e.GangState(1, 0, None, "drained"))), e.Leave) == [e.Leave(143, flush=True)]
+
+
+def test_ranks_are_asked_once_if_drain_comes_in_time() -> None:
+    pod = Pod().runs()
+    did = pod.on(e.Terminate(), e.WorldSeen(replace(WORLD, phase="Drain")))
+    assert len(found(did + pod.after(15), e.TouchDrain)) == 1
 
 
 def test_sigterm_leaves_when_superseded() -> None:

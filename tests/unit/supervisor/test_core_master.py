@@ -192,6 +192,12 @@ def test_no_attempt_if_the_api_is_back_or_a_member_is_away_or_knows_better(event
     assert not found(pod.after(60), e.PrepareStore)
 
 
+def test_no_attempt_without_a_member_that_has_saved_and_is_about_to_leave() -> None:
+    pod = broken_without_api()
+    joins(pod, 0, "drained", saved=True)
+    assert not found(pod.after(60), e.PrepareStore)
+
+
 @pytest.mark.parametrize("attempts", [0, 1, 3])
 def test_local_attempts_are_limited_until_the_api_answers(attempts: int) -> None:
     pod = broken_without_api(attempts)
@@ -364,6 +370,27 @@ def test_the_master_tells_of_members_that_do_not_come_back() -> None:
     assert last_report(pod)["lost"] == [2]
     joins(pod, 2, "running")
     assert (last_report(pod)["kind"], "lost" in last_report(pod)) == ("Formed", False)
+
+
+def test_whether_ranks_wait_is_told_with_the_lost_peer() -> None:
+    pod = running_master()
+    assert not reports(pod.on(e.StallSeen((1, 0), True))), "by itself it is nobody's business"
+    pod.on(e.StallSeen((1, 0), False), e.MemberGone(2))
+    pod.after(1.1)
+    assert "stalled" not in last_report(pod)
+    assert reports(pod.on(e.StallSeen((1, 0), True))) == ["PeerLost"]
+    assert last_report(pod)["stalled"] is True
+    assert not reports(pod.on(e.StallSeen((0, 3), False))), "of another run"
+    assert reports(pod.on(e.StallSeen((1, 0), False))) == ["PeerLost"]
+    assert "stalled" not in last_report(pod)
+    joins(pod, 2, "running")
+    pod.on(e.StallSeen((1, 0), True), e.MemberGone(2))
+    assert not reports(pod.after(0.9)), "it may come back"
+    pod.after(0.2)
+    assert last_report(pod)["stalled"] is True
+    pod.on(e.WorldSeen(replace(WORLD, generation=2, size=4, address="10.0.0.1:5000")))
+    pod.on(e.ProgressSeen((2, 0), {"step": 1}))
+    assert "stalled" not in last_report(pod)
 
 
 def test_a_member_that_comes_back_in_time_or_has_ended_is_not_lost() -> None:

@@ -46,6 +46,26 @@ def test_verdicts(wanted: str, ranks: list[Rank], expected: object) -> None:
     assert verdict(Watch(wanted), ranks, 100.0) == expected
 
 
+@pytest.mark.parametrize(("ranks", "expected"), [
+    ([rank(0, 97.9), rank(1, 97.8)], True),
+    ([rank(0, 98.1), rank(1, 97.9)], False),
+    ([rank(0, 97.1, usual=1)], False),
+    ([rank(0, 96.9, usual=1)], True),
+    ([rank(0, 90, usual=60)], False),  # nothing is said of a long step before it is late
+    ([rank(0, 90, steps=4)], False),
+    ([rank(0, 90), rank(1, 90, phase="save")], False),
+    ([rank(0, 90), Rank(1, None, "S")], False),
+    ([], False),
+])
+def test_a_step_that_takes_far_longer_than_usual(ranks: list[Rank], expected: bool) -> None:
+    watch = Watch("auto")
+    for at in range(60, 101):
+        watch.look([], at)
+    assert watch.stalled(ranks, 100.0) is expected
+    watch.look([], 200.0)  # the machine slept
+    assert not watch.stalled(ranks, 200.0)
+
+
 def test_time_in_which_nobody_looked_is_nobodys_fault() -> None:
     watch, ranks = Watch("auto"), [rank(0, 100)]
     assert watch.look(ranks, 100.5) is None
