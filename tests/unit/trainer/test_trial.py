@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterator
 
@@ -9,9 +10,20 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining._utils import _StageBackwardMeta
 from torch.distributed.tensor import DTensor, Replicate, Shard, _collective_utils
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from trainer.model import build, shape, weights
+from trainer.parallel.apply import parallelize
+from trainer.parallel.layout import Layout, fit
+from trainer.parallel.mesh import Mesh
+from trainer.parallel.model import MicroBatch, ParallelModel
 from trainer.trial import groups, take_down
+from trainyard.api.train import ModelConfig
+
+MODEL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "max_position_embeddings": 16}
 
 
 @pytest.fixture
@@ -38,3 +50,35 @@ def test_nothing_remembers_its_mesh() -> None:
     take_down(before, True, torch.device("cpu"))
     assert groups() == before
     assert held() is None
+
+
+def pipeline() -> ParallelModel:
+    """The first stage of two, with FSDP2."""
+    fields = shape.fields(ModelConfig.model_validate({"size": "tiny", "config": MODEL}))
+    layout = fit(Layout(pipeline=2, shard=2, zero=2), fields, 16)
+    config, device = build.complete(fields), torch.device("cpu")
+    model = parallelize(lambda: build.on_meta(config), Mesh(layout, device, 0), "fp32", "none")
+    build.give_weights(model, device, lambda part: weights.draw(part, 0))
+    return model
+
+
+@pytest.mark.usefixtures("four_ranks")
+def test_nothing_is_left_of_a_pipeline_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs that wait for their backward pass do not hold the model."""
+    def lost(*_: object, **__: object) -> None:
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(PipelineStage, "_recv_meta", lambda stage, _: _StageBackwardMeta(stage._stage_meta.outputs))
+    monkeypatch.setattr(PipelineStage, "backward_one_chunk", lost)
+    tokens = torch.zeros(1, 16, dtype=torch.int64)
+    model = pipeline()
+    held = [weakref.ref(parameter) for parameter in model.parameters()]
+    problem = ""
+    try:  # not pytest.raises(), which keeps every frame
+        model.train_batch(2, lambda _: MicroBatch(tokens, tokens), 1.0, lambda _: None)
+    except RuntimeError as error:
+        problem = str(error)
+    assert problem == "connection closed by peer"
+    del model
+    gc.collect()
+    assert [one() for one in held if one() is not None] == []

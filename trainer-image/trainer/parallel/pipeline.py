@@ -100,10 +100,17 @@ class Pipeline:
 
     def train(self, inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None,
               count: int) -> None:
-        """Forward and backward of `count` micro-batches; (samples, positions) each."""
+        """Forward and backward of `count` micro-batches; (samples, positions) each.
+
+        After a failure nothing is kept of them: outputs that never came to their backward pass hold autograd's graph,
+        which holds the model by FSDP2's hooks, which holds this: a circle that Python's collector does not see."""
         given = {} if documents is None else {"documents": documents}
-        self._schedule(count).step(*([inputs] if 0 in self._models else []),
-                                   target=targets if self.has_last else None, return_outputs=False, **given)
+        try:
+            self._schedule(count).step(*([inputs] if 0 in self._models else []),
+                                       target=targets if self.has_last else None, return_outputs=False, **given)
+        except BaseException:
+            self._schedules.clear()
+            raise
 
     def _schedule(self, count: int) -> Any:
         if count not in self._schedules:
