@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +61,24 @@ class Stepper:
 
 
 def measure_memory(train: TrainConfig, steps: int) -> dict[str, Any]:
-    """Peak of live tensor bytes over building and two steps, as the CPU allocator reports them to the profiler."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+    """Peak of live tensor bytes over building and two steps."""
+    def work() -> None:
         stepper = Stepper(train)
         for _ in range(steps):
             stepper.step()
+
+    return {"peak": peak_of(work)}
+
+
+def peak_of(work: Callable[[], None]) -> int:
+    """Of live tensor bytes, those of before `work` not counted, as the CPU allocator reports them to the profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
+        work()
     live = peak = 0
-    sizes: dict[int, int] = {}
-    found = sorted((event for event in allocations(seen)), key=lambda event: event[0])
-    for _, address, size in found:
+    for _, _, size in sorted(allocations(seen), key=lambda event: event[0]):
         live += size
         peak = max(peak, live)
-        sizes[address] = size
-    return {"peak": peak, "events": len(found)}
+    return peak
 
 
 def allocations(seen: Any) -> list[tuple[int, int, int]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from types import MethodType
 from typing import Any
 
 import torch
 
 from trainer.parallel.layout import Layout
+from trainer.parallel.pipeline import present
 
 
 def problem(device: torch.device, layout: Layout, kind: str, checkpointing: str) -> str | None:
@@ -37,5 +39,12 @@ def apply(model: Any) -> None:
     """Compile the blocks of a meta model, in place. What torch cannot compile after all runs as it is, with a warning
     of torch's: training does not depend on it."""
     torch._dynamo.config.suppress_errors = True
-    for block in model.model.layers:
-        block.forward = torch.compile(block.forward)
+    for block in present(model):
+        block.forward = torch.compile(MethodType(_forward, block))
+
+
+def _forward(block: Any, *given: Any, **named: Any) -> Any:
+    """That of the class that a block has when it is called. FSDP2 will give it another class, and what transformers'
+    checkpointing does, it does in the forward of the block's own class only, not in that of a base class: the bound
+    method that there is now would keep everything."""
+    return type(block).forward(block, *given, **named)
