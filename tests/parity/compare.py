@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,18 @@ class Off:
     norm: float  # relative
     gradient: float  # relative to the largest number of that parameter's gradient
     parameter: str
+    distance: float  # of a parameter's gradient from the right one, relative to the length of that
+    distant: str  # its parameter
     missing: tuple[str, ...]  # parameters that no rank had, or without a gradient
     text: str
 
     def within(self, loss: float, gradient: float) -> bool:
         """Equal up to these bounds? The norm is bound like the gradients."""
         return self.loss <= loss and self.norm <= gradient and self.gradient <= gradient and not self.missing
+
+    def near(self, loss: float, norm: float, distance: float) -> bool:
+        """Likewise, computed with fewer bits: single numbers of a gradient may be anything, all together may not."""
+        return self.loss <= loss and self.norm <= norm and self.distance <= distance and not self.missing
 
 
 def truth_of(fields: dict[str, Any], folder: Path) -> Path:
@@ -57,12 +63,12 @@ def run(folder: Path, truths: Path, ranks: int, damage: str = "none", **fields: 
     names = {name for one in found for name in one["names"]}
     steps = [step for one in found for step in one["steps"]]
     expected = set(reference.load(truth)[0].gradients)
-    worst = max(steps, key=lambda step: float("inf") if step["gradientOff"] != step["gradientOff"]
-                else step["gradientOff"])
+    worst, farthest = (max(steps, key=lambda step: float("inf") if step[name] != step[name] else step[name])
+                       for name in ("gradientOff", "distance"))
     missing = {*(expected - names), *(name for step in steps for name in step["missing"])}
     off = Off(max(step["lossOff"] for step in steps), max(step["normOff"] for step in steps), worst["gradientOff"],
-              worst["parameter"], tuple(sorted(missing)), "")
+              worst["parameter"], farthest["distance"], farthest["distant"], tuple(sorted(missing)), "")
     losses = " ".join(f"{step['loss']:.6f}" for step in found[0]["steps"])
-    text = (f"loss off {off.loss:.1e}, norm {off.norm:.1e}, gradient {off.gradient:.1e} ({off.parameter}), missing "
-            f"{list(off.missing)}; losses {losses}; {ended.seconds:.1f} s")
-    return Off(off.loss, off.norm, off.gradient, off.parameter, off.missing, text)
+    return replace(off, text=(
+        f"loss off {off.loss:.1e}, norm {off.norm:.1e}, gradient {off.gradient:.1e} ({off.parameter}), distance "
+        f"{off.distance:.1e} ({off.distant}), missing {list(off.missing)}; losses {losses}; {ended.seconds:.1f} s"))

@@ -40,6 +40,7 @@ class Compared(Loop):
         """Compare, then go on."""
         want = self.expected[self.step]
         worst, name = 0.0, ""
+        distance, distant = 0.0, ""
         missing = []
         for parameter_name, parameter in self.model.named_parameters():
             if parameter.grad is None:
@@ -49,9 +50,12 @@ class Compared(Loop):
             far = float((found - right).abs().max() / right.abs().max().clamp(min=1e-12))
             if not far <= worst:  # NaN is the worst
                 worst, name = far, parameter_name
+            away = float((found - right).norm() / right.norm().clamp(min=1e-12))
+            if not away <= distance:
+                distance, distant = away, parameter_name
         self.differences.append({"loss": totals.loss, "lossOff": abs(totals.loss - want.loss), "norm": totals.norm,
                                  "normOff": abs(totals.norm - want.norm) / want.norm, "gradientOff": worst,
-                                 "parameter": name, "missing": missing})
+                                 "parameter": name, "distance": distance, "distant": distant, "missing": missing})
         super().update(totals, rate)
 
 
