@@ -159,3 +159,17 @@ def test_what_cannot_be_laid_out_is_refused_before_any_pod(
     assert accepted["reason"] == "InvalidLayout"
     assert words in accepted["message"]
     assert job.pods() == []
+
+
+def test_what_cannot_fit_is_refused_with_what_would_before_any_pod(yard: Yard, namespace: str) -> None:
+    """7 billion parameters on two CPU pods whose limit holds a tenth of them."""
+    manifest = bad_training("too-big", namespace, {"model": {"size": "7b", "config": {}}})
+    manifest["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"memory": "16Gi"}}
+    job = yard.api.apply(manifest)
+    job.wait("a reason", lambda s: job.condition("Accepted", s).get("status") == "False", 60)
+    accepted = job.condition("Accepted")
+    assert accepted["reason"] == "LayoutDoesNotFit"
+    assert "no legal layout of 2 x CPU fits" in accepted["message"]
+    assert "there are 17.2 GB. Would fit: " in accepted["message"]
+    assert " nodes" in accepted["message"].partition("Would fit: ")[2]
+    assert job.pods() == []

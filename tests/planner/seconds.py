@@ -1,22 +1,24 @@
 """`python -m planner.seconds [COUNT]`: is the first choice of the planner the fastest on this machine?
 
 Two ranks pinned to a core each. For every random model the best of each mesh is run, and the first choice compared with
-the fastest that was measured; less than 5 % between two is a tie."""
+the fastest that was measured; less than 5 % between two is a tie. A layout that fails counts as endless."""
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import sys
+from dataclasses import replace
 
 from trainyard.api.train import TrainConfig
-from trainyard.layout import Estimate, choose, settle
+from trainyard.layout import Estimate, InvalidLayout, choose, settle
 
 from planner.cases import train, workload
 from planner.run import measure
 
-STEPS = 4
-MESHES = 5  # of each model that are run, fastest estimate first
+STEPS = 4, 20  # at least and at most, that are measured of a layout
+LONG = 3.0  # s of steps that are enough
 TIE = 1.05
 AIM = 1.10
 
@@ -34,20 +36,35 @@ def time_case(number: int) -> TrainConfig:
 
 
 def candidates(asked: TrainConfig) -> list[Estimate]:
-    """The best of each mesh, the planner's first choice first."""
-    return choose(workload(asked)).by_mesh()[:MESHES]
+    """The best of every mesh of two ranks, the planner's first choice first; also with the sequence spread, which the
+    planner leaves out where it is as short as here."""
+    work = workload(asked)
+    found = choose(work).by_mesh()
+    try:
+        return found + choose(replace(work, asked=work.asked.model_copy(update={"context": 2}))).by_mesh()
+    except InvalidLayout:  # it does not divide
+        return found
 
 
 def seconds(asked: TrainConfig, each: Estimate) -> float:
     """The fastest of some steps; what slows one down is not the layout."""
-    found = measure("time", settle(asked, workload(asked), each.layout), steps=STEPS)
+    steps = min(max(STEPS[0], math.ceil(LONG / each.seconds.total)), STEPS[1])
+    try:
+        found = measure("time", settle(asked, workload(asked), each.layout), steps=steps)
+    except RuntimeError as error:
+        print(f"{each.layout}: {error}", file=sys.stderr, flush=True)
+        return math.inf
     return float(min(max(times) for times in zip(*(rank["times"] for rank in found), strict=True)))
 
 
 def compare(number: int) -> tuple[str, float, float, str]:
     """(first choice, its seconds a step, those of the fastest, which that is)."""
     asked = time_case(number)
-    measured = {str(each.layout): seconds(asked, each) for each in candidates(asked)}
+    found = candidates(asked)
+    measured = {str(each.layout): seconds(asked, each) for each in found}
+    for each in found:
+        print(f"model {number}, {each.layout}: estimated {each.seconds.total:.3f} s, measured "
+              f"{measured[str(each.layout)]:.3f} s", file=sys.stderr, flush=True)
     first = next(iter(measured))
     best = min(measured, key=lambda name: measured[name])
     return first, measured[first], measured[best], best

@@ -1,5 +1,6 @@
-"""The planner's parameters a rank against what the trainer itself makes of LLaMA2 7B to 70B: its own parallelize(), on
-the meta device, as one rank of a gang that exists in torch's accounting alone (the process group `fake`)."""
+"""The planner's parameters a rank against what the trainer itself makes of LLaMA2 7B to 70B and Mixtral 8x7B: its own
+parallelize(), on the meta device, as one rank of a gang that exists in torch's accounting alone (the process group
+`fake`)."""
 
 from __future__ import annotations
 
@@ -51,13 +52,16 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("13b", 64, {"shard": 8, "context": 2, "tensor": 4}),
     ("70b", 128, {"shard": 4, "tensor": 8, "pipeline": 4}),
     ("70b", 512, {"data": 4, "shard": 8, "tensor": 8, "pipeline": 2, "schedule": "Interleaved1F1B"}),
+    ("8x7b", 64, {"data": 2, "shard": 32, "expert": 8}),
+    ("8x7b", 128, {"shard": 16, "tensor": 4, "pipeline": 2, "expert": 8}),
 ]
 
 
 @pytest.mark.parametrize(("size", "ranks", "parallel"), CASES, ids=str)
 def test_state_a_rank(tmp_path: Path, size: str, ranks: int, parallel: dict[str, Any]) -> None:
     train = TrainConfig.model_validate({
-        "model": {"size": size}, "data": {"sources": [{"path": "/none"}], "sequenceLength": 4096}, "steps": 1,
+        "model": {"size": size, "family": "mixtral" if size == "8x7b" else "llama2"},
+        "data": {"sources": [{"path": "/none"}], "sequenceLength": 4096}, "steps": 1,
         "batchSize": 1024, "microBatchSize": 1, "precision": "bf16", "parallel": parallel})  # fmt: skip
     work = of_train(train, ranks, 8, replace(HARDWARE["910B"], memory=0.0))
     assert work is not None

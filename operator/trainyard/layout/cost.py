@@ -11,6 +11,11 @@ from trainyard.layout.types import BYTES, Layout, Seconds, Workload
 
 KERNELS = 40  # of one layer's forward pass in eager mode; twice as many in the backward pass
 ACHIEVED = 0.8  # share of a link's bandwidth that collectives reach, as nccl-tests print it for large messages
+HOST = 0.45
+"""Share of its memory's bandwidth that a host's AdamW reaches, and of its link that copies of ordinary memory do.
+ZeRO-Offload (https://arxiv.org/abs/2101.06840, table 4) updates 1, 4 and 10 billion parameters in 0.22, 1.03 and 2.57 s
+on two Xeons of 256 GB/s together, 28 bytes each; copies from memory that is not pinned run at about half of PCIe's
+rate (8.3 GB/s of 15.8, as CUDA's bandwidthTest prints them)."""
 
 
 @lru_cache(maxsize=65536)
@@ -41,7 +46,7 @@ def moved(hardware: Hardware, stride: int, size: int, amount: float, messages: i
 
 def seconds(work: Workload, layout: Layout) -> Seconds:
     """Where the time of a step goes."""
-    shape, hardware = work.shape, work.hardware
+    shape = work.shape
     tokens = layout.micro * work.sequence / layout.context
     micros = layout.micro_batches(work.batch)
     ranks = layout.pipeline
@@ -66,12 +71,22 @@ def seconds(work: Workload, layout: Layout) -> Seconds:
     message = _message(work, layout, tokens)
     shard = _sharding(work, layout, max(layers), micros, slowest)
     mine = shape.parameters / (layout.tensor * ranks * layout.sharding)
-    update = 0.0 if work.offload else mine * 32 / hardware.stream
     return Seconds(
         compute=micros * (most * layer + (head if has_head else 0.0)), recompute=micros * most * layer * again,
         shard=shard, tensor=micros * most * tensor, context=micros * most * context, expert=micros * most * expert,
         pipeline=2 * (micros + ranks - 2) * layout.chunks * message if ranks > 1 else 0.0, bubble=bubble,
-        optimizer=update)  # fmt: skip
+        optimizer=_update(work, mine))  # fmt: skip
+
+
+def _update(work: Workload, mine: float) -> float:
+    """The norm of the gradients and the update of `mine` numbers in fp32, of which parameter, gradient and both moments
+    are read, all but the gradient written. Offloaded, parameter and gradient of one tensor after the other go to the
+    host, and the parameter back."""
+    hardware, norm, touched, copied = work.hardware, 4, 28, 12  # bytes a number
+    if not work.offload:
+        return mine * (norm + touched) / hardware.stream
+    return mine * (norm / hardware.stream + touched / (HOST * hardware.host_stream)
+                   + copied / (HOST * hardware.host_link))  # fmt: skip
 
 
 def _rate(work: Workload, layout: Layout) -> float:
@@ -152,7 +167,7 @@ def _sharding(work: Workload, layout: Layout, layers: int, micros: int, busy: fl
         return (moved(hardware, layout.tensor, layout.sharding, whole * amount, units)
                 + (moved(hardware, layout.expert, others, experts * amount, apart) if experts else 0.0))
 
-    gather, scatter = spread(size), spread(4)
+    gather, scatter = spread(size), spread(work.reduced)
     if layout.pipeline > 1:  # whole gradients are added up; ZeRO-2 keeps what it has gathered for the whole step
         each = 2 * gather if layout.zero == 3 else 0.0
         time = micros * max(each - hardware.overlap * busy, each / (units + 1)) + scatter
@@ -162,7 +177,7 @@ def _sharding(work: Workload, layout: Layout, layers: int, micros: int, busy: fl
         time = micros * max(each - hardware.overlap * busy, each / (units + 1))
     if layout.data > 1:
         mine = whole / layout.sharding + experts / others
-        replicas = 2 * moved(hardware, layout.expert_holders, layout.data, mine * 4, units)
+        replicas = 2 * moved(hardware, layout.expert_holders, layout.data, mine * work.reduced, units)
         time += max(replicas - hardware.overlap * busy * 2 / 3, replicas / (units + 1))
     return time
 

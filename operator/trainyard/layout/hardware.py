@@ -35,6 +35,8 @@ class Hardware:
     efficiency: float  # see above
     links: tuple[Link, ...]  # narrowest first; the last joins everything
     source: str
+    host_link: float = 31.5 * GB  # bytes/s each way between a device and its host's memory: PCIe 4.0 x16
+    host_stream: float = 50.0 * GB  # bytes/s of the host's memory, a device's share
     context: float = 1.0 * GIB  # driver, runtime, compiled kernels
     workspace: float = 0.25 * GIB  # scratch memory of matrix and attention kernels
     communicator: float = 0.0  # bytes a communicator
@@ -64,6 +66,7 @@ class Hardware:
 
 _HCCL = 2 * 200 * MIB  # HCCL_BUFFSIZE is 200 MB, and a communicator takes two (send and receive)
 _NCCL = 32 * MIB  # channels' buffers of one NCCL communicator over eight GPUs, about
+_KUNPENG = 188 * GB  # bytes/s of the memory of one Kunpeng 920: eight channels of DDR4-2933
 
 HARDWARE: dict[str, Hardware] = {
     row.name: row
@@ -74,34 +77,41 @@ HARDWARE: dict[str, Hardware] = {
              Link("network", INFINITE, 12.5 * GB, 12e-6)),
             "Ascend 910 at Hot Chips 31 (2019): 256 TFLOPS fp16, 32 GB HBM2 of 1.2 TB/s; Atlas 800 (model 9000): two "
             "HCCS rings of four (30 GB/s a link), PCIe 4.0 between the rings, one 100 Gb/s RoCE port a device; no "
-            "bf16, fp32 taken as an eighth of fp16. Efficiency: not published, that of 910B less a tenth",
-            communicator=_HCCL, matrix=512, aliases=("910A", "910PremiumA", "910ProA", "910ProB")),
+            "bf16, fp32 taken as an eighth of fp16. Efficiency: not published, that of 910B less a tenth. Host: four "
+            "Kunpeng 920 of eight channels DDR4-2933 and PCIe 4.0 x16 for eight devices",
+            host_stream=_KUNPENG / 2, communicator=_HCCL, matrix=512,
+            aliases=("910A", "910PremiumA", "910ProA", "910ProB")),
         Hardware(
             "910B", 64 * GIB, {"bf16": 313e12, "fp16": 313e12, "fp32": 78e12}, 1.6e12, 0.67,
             (Link("node", 8, 196 * GB, 4e-6), Link("network", INFINITE, 25 * GB, 10e-6)),
             "Atlas 800T A2 (910B3): 313 TFLOPS fp16 and bf16, 64 GB HBM of 1.6 TB/s, full mesh of seven 56 GB/s HCCS "
-            "links (28 GB/s a direction), one 200 Gb/s RoCE port a device; fp32 taken as a quarter of fp16",
-            communicator=_HCCL, matrix=512, aliases=("910B1", "910B2", "910B3", "910B4", "910B-8", "910B-16")),
+            "links (28 GB/s a direction), one 200 Gb/s RoCE port a device; fp32 taken as a quarter of fp16. Host: as "
+            "the 910A's",
+            host_stream=_KUNPENG / 2, communicator=_HCCL, matrix=512,
+            aliases=("910B1", "910B2", "910B3", "910B4", "910B-8", "910B-16")),
         Hardware(
             "A3", 64 * GIB, {"bf16": 376e12, "fp16": 376e12, "fp32": 94e12}, 1.6e12, 0.67,
             (Link("ring", 2, 270 * GB, 3e-6), Link("node", 16, 196 * GB, 4e-6), Link("superpod", 384, 196 * GB, 6e-6),
              Link("network", INFINITE, 25 * GB, 10e-6)),
             "one die of an Ascend 910C, as arXiv 2506.12708 (CloudMatrix384) describes it: 376 TFLOPS bf16, 64 GB of "
             "1.6 TB/s, 270 GB/s to its twin, 196 GB/s to the super-pod, 200 Gb/s RDMA outside; fp32 taken as a "
-            "quarter. Efficiency: not published, that of 910B",
-            communicator=_HCCL, matrix=512, aliases=("910C", "910_93", "A3")),
+            "quarter. Efficiency: not published, that of 910B. Host, from the same paper: four Kunpeng for sixteen "
+            "dies, each with 160 GB/s of the unified bus; their memory taken as the 910B's",
+            host_link=40 * GB, host_stream=_KUNPENG / 4, communicator=_HCCL, matrix=512,
+            aliases=("910C", "910_93", "A3")),
         Hardware(
-            "A100", 80 * GB, {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12}, 2.0e12, 0.70,
+            "A100", 80 * GB, {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12}, 2.0e12, 0.71,
             (Link("node", 8, 300 * GB, 3e-6), Link("network", INFINITE, 25 * GB, 7e-6)),
             "A100 SXM 80 GB data sheet: 312 TFLOPS bf16, 19.5 fp32, 2.0 TB/s, NVLink 600 GB/s both ways; DGX A100: one "
-            "200 Gb/s InfiniBand port a GPU",
-            communicator=_NCCL, matrix=512, aliases=("A100", "A800")),
+            "200 Gb/s InfiniBand port a GPU, PCIe 4.0 x16, two EPYC 7742 of eight channels DDR4-3200 for eight GPUs",
+            host_stream=2 * 205 * GB / 8, communicator=_NCCL, matrix=512, aliases=("A100", "A800")),
         Hardware(
-            "H100", 80 * GB, {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}, 3.35e12, 0.46,
+            "H100", 80 * GB, {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}, 3.35e12, 0.47,
             (Link("node", 8, 450 * GB, 3e-6), Link("network", INFINITE, 50 * GB, 7e-6)),
             "H100 SXM data sheet: 989 TFLOPS bf16 dense, 67 fp32, 3.35 TB/s, NVLink 900 GB/s both ways; DGX H100: one "
-            "400 Gb/s InfiniBand port a GPU",
-            communicator=_NCCL, matrix=512, aliases=("H100", "H800")),
+            "400 Gb/s InfiniBand port a GPU, PCIe 5.0 x16, two Xeon 8480C of eight channels DDR5-4800 for eight GPUs",
+            host_link=63 * GB, host_stream=2 * 307 * GB / 8, communicator=_NCCL, matrix=512,
+            aliases=("H100", "H800")),
         Hardware(
             "CPU", 0, {"fp32": 99e9, "bf16": 223e9, "fp16": 1e9}, 10e9, 0.70,
             (Link("node", 256, 1.0 * GB, 150e-6), Link("network", INFINITE, 1.0 * GB, 300e-6)),

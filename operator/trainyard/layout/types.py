@@ -30,6 +30,7 @@ class Workload:
     recompute: Recompute | None = None
     offload: bool = False  # optimizer state in the host's memory
     overlap: bool = False  # train.twoBatchOverlap
+    reduced: int = 4  # bytes of a gradient on its way between ranks: the trainer's are fp32
 
 
 @dataclass(frozen=True, slots=True)
