@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 from trainer.config import batch_size, rank_of
 from trainer.distributed import connect
+from trainer.finite import GradientWatch
 from trainer.model import build, shape, weights
 from trainer.optimizer import AdamW
 from trainer.parallel import layout as layouts
@@ -94,15 +95,18 @@ def allocations(seen: Any) -> list[tuple[int, int, int]]:
 
 
 def measure_time(train: TrainConfig, steps: int) -> dict[str, Any]:
-    """Seconds of each step after the first, with this rank on a core of its own."""
+    """Seconds of each step after the first, with this rank on a core of its own. Gradients are watched as in training,
+    for with that comes the trainer's own reduction over gloo."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["LOCAL_RANK"]) % len(cores)]})
     stepper = Stepper(train)
+    watch = GradientWatch(list(stepper.model.modules()))
     stepper.step()
     times = []
     for _ in range(steps):
         dist.barrier()
         started = time.perf_counter()
+        watch.begin()
         stepper.step()
         dist.barrier()
         times.append(time.perf_counter() - started)
