@@ -232,6 +232,63 @@ def test_a_damaged_copy_is_passed_over_for_the_buddys(tmp_path: Path, config: di
     assert ended.losses == {step: loss for step, loss in wanted.items() if step > first}
 
 
+def test_a_bit_that_flips_in_a_copy_that_was_not_sent_is_found(tmp_path: Path, config: dict[str, Any], pods: Pods
+                                                               ) -> None:
+    pods.ranks_each = 1
+    config = {**config, "steps": 10_000, "parallel": {"data": 1, "shard": 2}}
+    root, of_rank = tmp_path / "ck", pods.environment("1", "1000000")
+    with Gang(tmp_path / "first", [config] * 2, of_rank=of_rank, checkpoint=root, every=5) as gang:
+        gang.wait_for(lambda progress: progress.get("durableStep", 0) >= 5)
+        gang.kill()
+        told = gang.progress()["step"]
+    slots = [Slot.open(str(path), write=True) for path in pods.folders[1].glob("own/*/1.[0-9]")]
+    whole = [slot for slot in slots if slot.number() is not None]
+    assert len(whole) >= 2
+    until(lambda: all(slot.known_sum() is not None for slot in whole))
+    for slot in whole:
+        slot.data[len(slot.data) // 2] ^= 1
+    ended = go_on(tmp_path, {**config, "steps": told + 5}, pods, checkpoint=root, every=5)
+    assert ended.codes == [0, 0], ended.text
+    assert "in memory are not used" in ended.out[0]
+    assert "is damaged: its CRC-32" in ended.out[0]
+    assert "from step-" in ended.out[0]
+
+
+def test_storage_that_hangs_keeps_neither_training_nor_the_last_checkpoint_from_being_used(
+        tmp_path: Path, config: dict[str, Any], pods: Pods) -> None:
+    """A pipe that nobody reads is a disk that takes for ever: whoever opens it to write waits."""
+    pods.ranks_each = 1
+    config = {**config, "steps": 100_000, "parallel": {"data": 1, "shard": 2}}
+    root = tmp_path / "ck"
+    stuck = [root / f"step-{step}.g1" for step in range(10, 60)]  # the second save, however long the first one takes
+    for path in stuck:
+        path.mkdir(parents=True)
+        os.mkfifo(path / "__1_0.distcp")
+    with Gang(tmp_path / "first", [config] * 2, of_rank=pods.environment(), checkpoint=root, every=5) as gang:
+        gang.wait_for(lambda progress: any((path / "__0_0.distcp").exists() for path in stuck))
+        begun = gang.progress()["step"]
+        last = gang.wait_for(lambda progress: progress["step"] >= begun + 30)
+        gang.kill()
+    assert last["durableStep"] == 5
+    assert last["memoryStep"] > begun, "copies go on, too"
+    marker = folders.read_marker(root / "step-5.g1")[0]
+    assert marker is not None
+    assert folders.verify(root / "step-5.g1", marker.files) is None
+    for pod in (0, 1):
+        pods.replace(pod)
+
+    def of_rank(rank: int) -> dict[str, str]:
+        return {**pods.environment()(rank), "TRAINYARD_FINISHED_STEP": str(last["step"] + rank)}
+
+    with Gang(tmp_path / "second", [{**config, "steps": 8}] * 2, generation="2", of_rank=of_rank, checkpoint=root,
+              every=5) as gang:
+        ended = gang.wait()
+        progress = gang.progress()
+    assert ended.codes == [0, 0], ended.text
+    assert "from step-5.g1, saved by 2 ranks" in ended.out[0]
+    assert (progress["resumedStep"], progress["finishedStep"]) == (5, last["step"]), "what all had finished"
+
+
 def test_another_layout_loads_the_same_copies(tmp_path: Path, config: dict[str, Any], pods: Pods) -> None:
     kill_at(tmp_path, config, pods, 6)
     other = {**config, "parallel": {"data": 2, "shard": 1, "tensor": 2}}
@@ -280,9 +337,11 @@ def test_training_goes_on_while_a_copier_hangs(tmp_path: Path, config: dict[str,
         gang.wait_for(lambda progress: progress["step"] > before + 3, seconds=40)
         lost = gang.wait_for(lambda progress: progress.get("memoryStep") is None, seconds=60)  # given up
         assert lost["protection"] == "Unprotected"
+        assert lost["memorySkipped"] > 0
         told = gang.progress()["step"]
         gang.wait_for(lambda progress: progress["step"] > told + 5)
-        gang.kill()
+        first = gang.kill()
+    assert "other pods still wait for an earlier one; 1 copy was left out so far" in first.out[0]
     pods.copiers[1].send_signal(signal.SIGCONT)
     ended = go_on(tmp_path, {**config, "steps": told + 10}, pods)
     assert ended.codes == [0] * 4, ended.text

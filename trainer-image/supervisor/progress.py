@@ -73,6 +73,7 @@ def _measured(value: Any) -> List[Dict[str, str]]:
 
 FIELDS: Dict[str, Callable[[Any], Any]] = {
     "step": _whole(STEP), "steps": _whole(STEP), "durableStep": _whole(STEP), "memoryStep": _whole(STEP),
+    "resumedStep": _whole(STEP), "finishedStep": _whole(STEP), "memorySkipped": _whole(COUNT),
     "protection": _protection,
     "tokensPerSecond": _whole(COUNT),
     "data": _whole(COUNT), "shard": _whole(COUNT), "tensor": _whole(COUNT), "pipeline": _whole(COUNT),

@@ -11,7 +11,7 @@ import subprocess
 import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
-from supervisor import draining, failures, mindspore, progress, ranktable
+from supervisor import draining, failures, hangs, mindspore, progress, ranktable
 from supervisor.events import (
     Event,
     Exit,
@@ -103,11 +103,13 @@ class Ranks:
         self._poll_at: Optional[float] = None
         self._hangs: Optional[Hangs] = None
         self._stalled = False  # as it was told last
+        self._finished: Optional[int] = None  # the newest step that all ranks of this pod have finished
 
     # What the core asks for -------------------------------------------------------------------------------------------
 
     def start(self, order: StartRanks) -> None:
         """Start every rank of this pod for a run. Nothing of an earlier run may be left but ranks that were kept."""
+        self._note_finished()
         old, self._folder = self._folder, os.path.join(self._scratch, named(order.run))
         self._run = order.run
         self._oom_kills = oom_kills()
@@ -193,6 +195,8 @@ class Ranks:
 
     def _environment_of(self, rank: Rank, order: StartRanks) -> Dict[str, str]:
         environment = rank_environment(self._environment, self._me, order, rank, self.drain_file, self._table_file)
+        if self._finished is not None:
+            environment["TRAINYARD_FINISHED_STEP"] = str(self._finished)
         if self._lines is not None and self._lines.path:
             environment[VARIABLE] = self._lines.path
         return environment
@@ -430,7 +434,15 @@ class Ranks:
         self._forget()
         self._post(RanksGone())
 
+    def _note_finished(self) -> None:
+        """From the pulses of ranks that have ended, or left their gang. Those that had finished no step in their run
+        leave it at what was known: that is what the next ranks will be behind, too."""
+        pulses = [hangs.read(rank.pulse_file) for rank in self._ranks.values() if not rank.scheduler]
+        steps = [found.step for found in pulses if found is not None and found.steps]
+        self._finished = min(steps, default=self._finished)
+
     def _forget(self) -> None:
+        self._note_finished()
         self._ranks = {}
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)

@@ -14,7 +14,9 @@ TEXT = 4096
 WARNINGS = 5
 POSITIONS = 256
 LATEST = 253402300799.0  # the year 9999
-NUMBERS = ("step", "steps", "durableStep", "memoryStep", "connectedAt", "restoredAt", "firstStepAt")  # of progress
+# Of progress: what is not said in words.
+NUMBERS = ("step", "steps", "durableStep", "memoryStep", "resumedStep", "finishedStep", "connectedAt", "restoredAt",
+           "firstStepAt")
 # Characters that YAML 1.1 (section 5.1) takes for line breaks, or not at all.
 _UNPRINTABLE = re.compile("[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff]")
 

@@ -22,6 +22,7 @@ from trainer.parallel.layout import Layout, check_micro_batches, complete, overl
 
 ASKED = "asked.json"  # beside the configuration of a job: the same as the manifest has it
 CANDIDATES = "candidates.json"  # likewise: layouts that are measured before one is chosen
+FINISHED = "TRAINYARD_FINISHED_STEP"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Run:
     inject: str = ""  # faults on demand, see inject.py
     candidates: tuple[Candidate, ...] = ()  # what train.autotune chooses from, for the full gang
     tuned: str = ""  # name of the one that was chosen, as the operator remembers it
+    finished: int | None = None  # step that this pod's ranks of an earlier generation had finished, if there were any
 
     def told_to_drain(self) -> bool:
         """Is this rank to save and stop?"""
@@ -99,6 +101,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
         replace_stragglers=environment.get("TRAINYARD_STRAGGLERS") == "Replace",
         inject=environment.get("TRAINYARD_INJECT", ""),
         tuned=environment.get("TRAINYARD_TUNED", ""),
+        finished=_whole(environment, FINISHED, 0) if environment.get(FINISHED) else None,
     )
     train = read(Path(path))
     ranks, per_node = run.rank.world_size, run.rank.local_world_size

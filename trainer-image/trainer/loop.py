@@ -100,6 +100,7 @@ class Loop:
         self.choice: Choice | None = None  # checkpoint, once somebody had to know it for sure
         self.step_seconds = math.inf  # the fastest step
         self.decide_at = 0  # the step after which it is decided how often copies are taken
+        self.skipped_told = 1  # copies that are left out when that is said next
 
     # ---- what a checkpoint holds
 
@@ -134,6 +135,15 @@ class Loop:
         if recalled is None and (root is None or not self.resume_from_checkpoint(root)):
             first_weights(self.model, self.config, self.gang)
         self.attach_memory(recalled)
+        self.tell_resumed()
+
+    def tell_resumed(self) -> None:
+        """Say where training goes on, and how far all ranks had come that some pod still knows of: the steps between
+        are lost."""
+        finished = torch.tensor(math.inf if self.run_.finished is None else self.run_.finished, dtype=torch.float64)
+        dist.all_reduce(finished, dist.ReduceOp.MIN, group=self.gang.control)
+        known = int(finished) if math.isfinite(float(finished)) else None
+        self.progress.update(resumedStep=self.step, finishedStep=known)
 
     def resume_from_memory(self, root: Path | None) -> Recall | None:
         """The copies that were loaded, if memory holds a newer one than the checkpoint folder."""
@@ -238,6 +248,11 @@ class Loop:
         self.step_seconds = min(self.step_seconds, seconds)
         with span(CHECKPOINT):
             self.memory.copy(self.step, self.counters())
+        skipped = self.memory.rotation.skipped
+        if skipped == self.skipped_told:
+            self.skipped_told *= 10
+            say(self.gang, f"step {self.step} is not copied: other pods still wait for an earlier one; {skipped} "
+                           f"{'copy was' if skipped == 1 else 'copies were'} left out so far")
         if self.step == self.decide_at and not self.memory.rhythm.decided:
             self.memory.decide(self.step_seconds)
             say(self.gang, f"copies in memory: {self.memory.rhythm}")
@@ -503,7 +518,8 @@ class Loop:
         """Tell the supervisor."""
         loss = round(totals.loss, 6) if totals.updated and math.isfinite(totals.loss) else None
         memory = self.memory
-        kept = {} if memory is None else {"memoryStep": memory.memory_step, "protection": memory.protection}
+        kept = {} if memory is None else {"memoryStep": memory.memory_step, "protection": memory.protection,
+                                          "memorySkipped": memory.rotation.skipped or None}
         self.progress.step(self.step, seconds, loss=loss, **kept)
 
     # ---- saving

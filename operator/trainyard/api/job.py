@@ -382,6 +382,9 @@ class CheckpointStatus(Lenient):
     """Newest step whose checkpoint is complete on the volume."""
     memory_step: Step | None = None
     """Newest step whose copies in memory survive the loss of a pod; absent: none do, at the moment."""
+    memory_skipped: Count | None = None
+    """Copies in memory that were left out since the ranks last started, because other pods still waited for an earlier
+    one: what is in memory is then older than `checkpoint.memory` asks for."""
     protection: Protection | None = None
     """What the copies in memory outlive. Node: the loss of any one node. Pod: of any one pod, but not of its node, as
     all pods are on that one. Unprotected: of neither; so it is before the first copies have arrived, after a recovery
@@ -419,7 +422,9 @@ class Recovery(Lenient):
     culprit: Annotated[str, Field(max_length=512)] = ""
     """Pod, rank or node at fault, and what it said."""
     lost_steps: Step | None = None
-    """Finished steps that were computed again."""
+    """Finished steps that were computed again: those between the last that every rank had finished, as far as pods that
+    are still there know, and the one that training went on from. Until the first step after it, and for programs that
+    do not say what they go on from, estimated from what was last reported, which may be seconds old."""
     text: Annotated[str, Field(max_length=2048)] = ""
     """Evidence: stacks of ranks that hung."""
     milliseconds: PhaseSeconds = Field(default_factory=PhaseSeconds)

@@ -203,6 +203,12 @@ class RankProgress(Lenient):
     """Newest step whose copies in memory are whole everywhere."""
     protection: Protection | None = None
     """What these copies outlive."""
+    memory_skipped: Count | None = None
+    """Copies in memory that were left out in this generation, because other pods still waited for an earlier one."""
+    resumed_step: Step | None = None
+    """The step that this generation went on from; 0: the beginning."""
+    finished_step: Step | None = None
+    """The newest step that every rank had finished before, of those whose pods are still there; absent: none is."""
     data: Count | None = None
     """Replicas of the layout in use."""
     shard: Count | None = None

@@ -47,7 +47,8 @@ def current(turn: Turn) -> Turn:
         changes["layout"] = before if same else LayoutStatus(**layout, **kept)
     known = turn.status.checkpoint or CheckpointStatus()
     durable = told.durable_step if told.durable_step is not None else known.durable_step
-    now = CheckpointStatus(durable_step=durable, memory_step=told.memory_step, protection=told.protection)
+    now = CheckpointStatus(durable_step=durable, memory_step=told.memory_step, protection=told.protection,
+                           memory_skipped=told.memory_skipped)
     if now != known:  # copies in memory may be gone
         changes["checkpoint"] = now
     return turn.note(**changes)
@@ -64,9 +65,10 @@ def _unprotected(turn: Turn) -> Turn:
 def without_memory(turn: Turn) -> Turn:
     """The status of a job without pods: copies in memory went with them."""
     known = turn.status.checkpoint
-    if known is None or (known.memory_step is None and known.protection is None):
+    gone = dict.fromkeys(("memory_step", "protection", "memory_skipped"))
+    if known is None or all(getattr(known, name) is None for name in gone):
         return turn
-    return turn.note(checkpoint=known.model_copy(update={"memory_step": None, "protection": None}))
+    return turn.note(checkpoint=known.model_copy(update=gone))
 
 
 def _made(turn: Turn, told: RankProgress) -> Progress:

@@ -56,7 +56,8 @@ def _begun(turn: Turn) -> Turn:
 
 
 def _lost(turn: Turn, step: int | None) -> int | None:
-    """Steps between the last that was finished and the last that was saved, as a checkpoint or as copies in memory."""
+    """Steps between the last that was finished and the last that was saved, as a checkpoint or as copies in memory, as
+    rank 0 last said: the ranks that go on will know it for certain."""
     if step is None:
         return None
     told, known = turn.gang.progress, turn.status.checkpoint
@@ -65,6 +66,17 @@ def _lost(turn: Turn, step: int | None) -> int | None:
     if durable is None and known is not None:
         durable = known.durable_step
     return max(0, step - max(durable or 0, memory or 0))
+
+
+def _lost_for_certain(turn: Turn, last: Recovery) -> int | None:
+    """From what the ranks went on from. If no pod is left that knows what had been finished, what rank 0 last said."""
+    told = turn.gang.progress
+    if told is None or told.resumed_step is None:
+        return last.lost_steps
+    finished = told.finished_step
+    if finished is None and turn.world is not None:
+        finished = turn.world.cause.step
+    return last.lost_steps if finished is None else max(0, finished - told.resumed_step)
 
 
 def _completed(turn: Turn) -> Turn:
@@ -77,7 +89,7 @@ def _completed(turn: Turn) -> Turn:
     if reports_steps and first is None:
         return turn  # where a program resumes from is no finished step
     made = _phases(turn, last, formed, first or formed)
-    ended = last.model_copy(update={"milliseconds": made})
+    ended = last.model_copy(update={"milliseconds": made, "lost_steps": _lost_for_certain(turn, last)})
     kept = [*turn.status.recoveries[:-1], ended]
     message = f"Training goes on in generation {last.generation} after {(made.total or 0) / 1000:.1f} s."
     turn = turn.note(recoveries=kept).judge("Recovering", "False", "Recovered", message)

@@ -144,6 +144,32 @@ def test_steps_that_copies_in_memory_saved_are_not_lost() -> None:
     assert recovery.lost_steps == 1
 
 
+@pytest.mark.parametrize(("told", "lost"), [
+    ({"resumed_step": 27, "finished_step": 27}, 0),
+    ({"resumed_step": 26, "finished_step": 28}, 2),  # rank 0 had last told of 27
+    ({"resumed_step": 30, "finished_step": 29}, 0),  # copies of a step that one rank had not finished
+    ({"resumed_step": 20}, 7),  # nobody is left who knows
+    ({"resumed_step": 22}, 5),
+    ({}, 7),  # a program of somebody's own
+])
+def test_what_is_lost_is_known_once_the_ranks_have_said_what_they_go_on_from(told: dict[str, int], lost: int) -> None:
+    case = training(step=27).after(3).without_pod(1).settled().started().after(4).formed().settled()
+    assert case.snap.status.recoveries[-1].lost_steps == 7
+    done = case.after(2).formed(step=31, **told).plan()
+    assert done.status.recoveries[-1].milliseconds.total is not None
+    assert done.status.recoveries[-1].lost_steps == lost
+
+
+def test_copies_that_were_left_out_are_shown() -> None:
+    case = training(step=20).after(6).formed(step=27, memory_step=20, memory_skipped=3)
+    shown = case.plan().status.checkpoint
+    assert shown is not None
+    assert shown.memory_skipped == 3
+    suspended = case.settled().spec_with(suspend=True).but(pods=()).plan().status.checkpoint
+    assert suspended is not None
+    assert suspended.memory_skipped is None
+
+
 def test_the_phases_of_a_recovery_are_what_pods_and_operator_saw() -> None:
     case = training(step=27).after(2)
     seen = case.snap.now

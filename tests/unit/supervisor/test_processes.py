@@ -455,3 +455,28 @@ def test_sigterm_while_it_still_starts_is_not_lost(start: Start, api: FakeApi) -
     pod = start(["true"], command=[PYTHON, "-c", code])
     assert pod.wait() == 143
     assert "told to end (SIGTERM)" in pod.output()
+
+
+PULSE = """
+import os, time
+from supervisor.pulse import HEADER, MAGIC, PHASES, SIZE
+generation, rank = os.environ["TRAINYARD_GENERATION"], int(os.environ["RANK"])
+print("begins", generation, "after", os.environ.get("TRAINYARD_FINISHED_STEP"), flush=True)
+steps, step = {"1": (5, 12 - rank), "2": (0, 0), "3": (1, 13)}.get(generation, (0, 0))
+with open(os.environ["TRAINYARD_PULSE"], "wb") as file:
+    file.write(HEADER.pack(MAGIC, 0, PHASES.index("step"), 0, steps, step, time.monotonic(), 0.1).ljust(SIZE, b"\\0"))
+print("told", generation, flush=True)
+time.sleep(600)
+"""
+
+
+def test_ranks_are_told_what_those_before_them_had_finished(start: Start, api: FakeApi) -> None:
+    operator = Operator(api)
+    pod = start(python(PULSE), ranks=2)
+    operator.run(pod)
+    for generation, before in ((1, None), (2, 11), (3, 11), (4, 13)):
+        if generation > 1:
+            operator.put(generation=generation)
+        for rank in (0, 1):
+            pod.wait_output(f"[rank {rank}] begins {generation} after {before}\n")
+            pod.wait_output(f"[rank {rank}] told {generation}\n")

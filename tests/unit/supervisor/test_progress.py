@@ -9,10 +9,12 @@ from supervisor.progress import parse
 def test_a_whole_line_keeps_its_digits() -> None:
     parsed = parse(b'{"step": 12, "steps": 1000, "loss": 2.310, "evaluationLoss": null, "tokensPerSecond": 8123.7, '
                    b'"durableStep": 10, "secondsPerStep": 8e-1, "expertImbalance": 1.310, "data": 1, "shard": 4, '
+                   b'"resumedStep": 4, "finishedStep": 6, "memorySkipped": 2, '
                    b'"more": {}, '
                    b'"warnings": [{"reason": "CheckpointFailed", "message": "disk full"}, 3, {}]}\n')
     assert parsed.fields == {"step": 12, "steps": 1000, "loss": "2.310", "tokensPerSecond": 8123, "durableStep": 10,
-                             "secondsPerStep": "8e-1", "expertImbalance": "1.310", "data": 1, "shard": 4}
+                             "secondsPerStep": "8e-1", "expertImbalance": "1.310", "data": 1, "shard": 4,
+                             "resumedStep": 4, "finishedStep": 6, "memorySkipped": 2}
     assert parsed.warnings == (("CheckpointFailed", "disk full"),)
 
 

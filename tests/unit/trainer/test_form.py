@@ -11,6 +11,7 @@ import pytest
 import torch
 from supervisor.copies.keeper import Keeper
 from supervisor.copies.slot import Slot
+from supervisor.copies.sums import Sums
 from supervisor.copies.writer import write_part
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint import load as load_distributed
@@ -38,8 +39,8 @@ def test_a_slot_becomes_a_checkpoint_that_torch_loads(tmp_path: Path) -> None:
     form.write(path, "first", state, [piece for piece, _ in found], None)
     assert form.name_of(path) == "first"
     order = {"layout": LAYOUT, "rank": 0, "slot": 1, "number": 5, "folder": str(tmp_path / "ck")}
-    sums = write_part(keeper, order, lambda: False)
-    assert sorted(sums) == [".metadata", "__0_0.distcp"]
+    files = write_part(keeper, Sums(keeper), order, lambda: False)
+    assert sorted(files) == [".metadata", "__0_0.distcp"]
     empty: State = {part: {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
                     for part, tensors in state.items()}
     load_distributed(empty, storage_reader=FileSystemReader(tmp_path / "ck"), no_dist=True)

@@ -9,11 +9,11 @@ from trainer.checkpoint.room import Room, Unavailable, choose
 MIB = 1 << 20
 
 
-def of(free: int, hosts: str = "ab", same: bool = False, pins: bool = True, asked: bool = False) -> Room:
+def of(free: int, hosts: str = "ab", turns: tuple[int, ...] = (3, 2), pins: bool = True, asked: bool = False) -> Room:
     """Pods of one rank each with a slot of 1 MiB, one copy each."""
     pods = list(range(len(hosts)))
     wanted, near, none = Buddies(pods, hosts, 1), Buddies(pods, hosts, 1, apart=False), Buddies(pods, hosts, 0)
-    return choose(wanted, near, None if asked else none, MIB, free * MIB, same, pins)
+    return choose(wanted, near, None if asked else none, MIB, free * MIB, turns, pins)
 
 
 @pytest.mark.parametrize(("free", "turns", "pins", "said"), [
@@ -33,9 +33,19 @@ def test_less_and_less(free: int, turns: int, pins: bool, said: tuple[str, ...])
 
 
 def test_a_node_with_most_pods_keeps_less_if_that_is_what_it_takes() -> None:
-    found = of(5, hosts="aaab", same=True)
+    found = of(5, hosts="aaab", turns=(2,))
     assert found.buddies.most_kept(0, 1) == 1
     assert "may lie on the same node" in found.given_up
+
+
+@pytest.mark.parametrize(("free", "slots", "alone"), [(6, 3, False), (5, 3, False), (4, 2, True), (2, 2, True)])
+def test_own_copies_between_those_that_are_sent_have_a_slot_or_nothing_is_sent(free: int, slots: int, alone: bool
+                                                                               ) -> None:
+    """every: 1 and copyEvery: 5 in two slots: no copy at all would be taken once the buddies have an older one."""
+    found = of(free, turns=(3,))
+    assert (found.turns, found.alone) == (slots, alone)
+    with pytest.raises(Unavailable):
+        of(4, turns=(3,), asked=True)
 
 
 def test_a_pod_without_others_gives_up_nothing() -> None:

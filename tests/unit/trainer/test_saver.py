@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from trainer.checkpoint.folder import Marker
+from trainer.checkpoint.pinned import Pinned
 from trainer.checkpoint.saver import NotWritten, Saver, State
 from trainer.distributed import Gang
 
@@ -96,6 +98,65 @@ def test_a_gang_that_breaks_leaves_the_copiers_at_it(saver: Saver, copiers: Copi
     copiers.fails = RuntimeError("Connection closed by peer")
     save(saver, 7)
     assert [path.name for path in tmp_path.iterdir()] == ["step-7.g2"]
+
+
+def test_nobody_waits_for_slow_storage_but_the_saves_own_thread(saver: Saver, told: list[Any],
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    saver.pinned = None
+    written = threading.Event()
+    monkeypatch.setattr(Saver, "_write", lambda self, path, step, training: written.wait(60))
+    saver.start(7, state(), {})
+    assert saver.busy
+    assert (told, saver.saved_step) == ([], None)
+    written.set()
+    saver.wait()
+    assert (told, saver.saved_step) == ([7], 7)
+
+
+class Slots:
+    """Stands for Memory, of a gang of one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.gang = Gang(0, 1, 0, torch.device("cpu"), None, None)
+        self.folder, self.layout, self.addresses = folder, "0" * 16, ["here"]
+        self.asked: list[bool] = []
+
+    def pin(self, step: int, training: dict[str, Any], anew: bool) -> tuple[int, int]:
+        self.asked.append(anew)
+        return 0, step
+
+    def unpin(self) -> None:
+        pass
+
+
+class OneRank:
+    """Stands for torch.distributed."""
+
+    @staticmethod
+    def all_gather_object(everybody: list[Any], mine: Any, group: Any) -> None:
+        everybody[:] = [mine]
+
+    @staticmethod
+    def broadcast_object_list(objects: list[Any], source: int, group: Any) -> None:
+        pass
+
+
+def test_after_a_save_that_came_to_nothing_the_state_is_copied_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+                                                                    ) -> None:
+    """The slot may have been what was damaged; at the end of a run there is no later step."""
+    slots, verdicts = Slots(tmp_path), iter([("rank 0: 0.1 is damaged", False), ("", False)])
+    monkeypatch.setattr("trainer.checkpoint.pinned.dist", OneRank)
+    monkeypatch.setattr(Pinned, "_await_part", lambda self, save, order: "")
+    monkeypatch.setattr(Pinned, "_await_verdict", lambda self, save, lost: next(verdicts))
+    pinned = Pinned(slots)  # type: ignore[arg-type]
+    pinned.pin(7, {})
+    with pytest.raises(NotWritten, match="is damaged") as raised:
+        pinned.go_on({"save": "step-7.g1/1"})
+    assert not raised.value.copiers, "the ranks need not write the next one themselves"
+    pinned.pin(7, {})
+    pinned.go_on({"save": "step-7.g1/2"})
+    pinned.pin(9, {})
+    assert slots.asked == [False, True, False]
 
 
 @pytest.mark.parametrize(("saved", "pending", "step", "asked", "newest"), [

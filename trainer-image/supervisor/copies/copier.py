@@ -28,6 +28,7 @@ from supervisor.copies.courier import Broken, Courier
 from supervisor.copies.keeper import Keeper, Message
 from supervisor.copies.sender import Sender
 from supervisor.copies.slot import Damaged
+from supervisor.copies.sums import Sums
 from supervisor.copies.writer import Writer
 from supervisor.wire import join_address
 
@@ -41,6 +42,7 @@ class Copier:
 
     def __init__(self, folder: str, host: str, token: str) -> None:
         self.keeper = Keeper(folder)
+        self.sums = Sums(self.keeper)
         self._token = token
         self._senders: Dict[Tuple[str, int], Sender] = {}
         self._guard = threading.Lock()  # all ranks of the pod attach at the same time
@@ -48,7 +50,7 @@ class Copier:
         six = ":" in host
         self._listener = _listen("::" if six else "0.0.0.0", six, os.path.join(folder, "port"))
         self.address = join_address(host, self._listener.getsockname()[1])
-        self.writer = Writer(self.keeper, token, self.address)
+        self.writer = Writer(self.keeper, self.sums, token, self.address)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder, GONE))
         path = os.path.join(folder, "copier.sock")
@@ -61,6 +63,7 @@ class Copier:
     def run(self) -> None:
         """Serve for ever."""
         threading.Thread(target=self._live, daemon=True).start()
+        threading.Thread(target=self.sums.catch_up, name="sums", daemon=True).start()
         threading.Thread(target=self._accept, args=(self._listener, self._remote), daemon=True).start()
         self._accept(self._local, self._rank)
 
@@ -109,7 +112,7 @@ class Copier:
             "address": self._address,
             "inventory": lambda message: {"copies": self.keeper.inventory(int(message.get("part", 0)),
                                                                           int(message.get("parts", 1)))},
-            "attach": self._attach, "send": self._send, "fetch": self._fetch,
+            "attach": self._attach, "send": self._send, "sum": self._sum, "fetch": self._fetch,
             "keep": self._keep, "state": self._state,
             "save": self.writer.save, "written": self.writer.written, "verdict": self.writer.verdict,
             "drop": self.writer.drop,
@@ -136,7 +139,7 @@ class Copier:
         with self._guard:
             old = [key for key in self._senders if key[1] == rank or key[0] != layout]
             stopping = [self._senders.pop(key) for key in old]
-            self._senders[layout, rank] = Sender(self.keeper, self._token, generation, layout, rank,
+            self._senders[layout, rank] = Sender(self.keeper, self.sums, self._token, generation, layout, rank,
                                                  list(message["buddies"]))
         for sender in stopping:
             sender.stop()
@@ -147,9 +150,15 @@ class Copier:
         sender.send(int(message["slot"]), int(message["number"]), message.get("keep"))
         return self._state(message)
 
+    def _sum(self, message: Message) -> Message:
+        """Of a copy that is not sent."""
+        self.sums.order(str(message["layout"]), int(message["rank"]), int(message["slot"]), int(message["number"]))
+        return {}
+
     def _state(self, message: Message) -> Message:
-        sender = self._senders[str(message["layout"]), int(message["rank"])]
-        return {"problem": sender.problem, "seconds": sender.seconds}
+        layout, rank = str(message["layout"]), int(message["rank"])
+        sender = self._senders[layout, rank]
+        return {"problem": sender.problem, "seconds": sender.seconds, "summing": self.sums.seconds(layout, rank)}
 
     def _keep(self, message: Message) -> Message:
         self.keeper.keep_only(str(message["layout"]))

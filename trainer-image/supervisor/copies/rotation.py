@@ -56,12 +56,13 @@ class Rotation:
                 if number != self.pinned and (step is None or step not in kept)]
         return min(free, key=lambda number: (self.slots[number] is not None, self.slots[number] or 0, number))
 
-    def pin(self, step: int) -> Tuple[int, bool]:
+    def pin(self, step: int, anew: bool = False) -> Tuple[int, bool]:
         """The slot that a checkpoint of this step is written from, and whether the step must first be written into it,
-        which is for nothing else then: it is not copied(). No other may be pinned."""
+        which is for nothing else then: it is not copied(). No other may be pinned. `anew`: what a slot holds of this
+        step is not trusted."""
         assert self.spare
         assert self.pinned is None
-        there = step in self.slots
+        there = step in self.slots and not anew
         self.pinned = self.slots.index(step) if there else self._free()
         return self.pinned, not there
 

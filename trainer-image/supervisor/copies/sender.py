@@ -11,6 +11,7 @@ from typing import Dict, List, Optional, Tuple
 from supervisor.copies.courier import Broken, Courier
 from supervisor.copies.keeper import Keeper, Message
 from supervisor.copies.slot import Damaged, Slot
+from supervisor.copies.sums import Sums
 
 TRIES = 3  # to reach a buddy, before a copy counts as not made
 PAUSE = 0.5  # s between them
@@ -20,8 +21,10 @@ SENDING_ERRORS = (OSError, Broken, Damaged, ValueError, KeyError)
 class Sender:
     """Sends one rank's copies to its buddies."""
 
-    def __init__(self, keeper: Keeper, token: str, generation: str, layout: str, rank: int, buddies: List[str]) -> None:
+    def __init__(self, keeper: Keeper, sums: Sums, token: str, generation: str, layout: str, rank: int,
+                 buddies: List[str]) -> None:
         self._keeper = keeper
+        self._sums = sums
         self._token = token
         self._generation = generation
         self._layout, self._rank, self._buddies = layout, rank, buddies
@@ -30,7 +33,7 @@ class Sender:
         self._orders: "queue.Queue[Optional[Tuple[int, int, Optional[int]]]]" = queue.Queue()
         self.stopped = threading.Event()
         self.problem = ""
-        self.seconds = 0.0  # cpu of the newest
+        self.seconds = 0.0  # cpu of the newest, its sum left out
         threading.Thread(target=self._run, name=f"send {rank}", daemon=True).start()
 
     def send(self, slot: int, number: int, keep: Optional[int] = None) -> None:
@@ -53,7 +56,6 @@ class Sender:
             order = self._orders.get()
             if order is None or self.stopped.is_set():
                 break
-            before = time.thread_time()
             try:
                 self._send(*order)
                 self.problem = ""
@@ -61,7 +63,6 @@ class Sender:
                 self.problem = f"copy of rank {self._rank}: {error}"
                 if not self.stopped.is_set():
                     print(f"copier: {self.problem}", file=sys.stderr, flush=True)
-            self.seconds = time.thread_time() - before
         for courier in self._couriers.values():
             courier.close()
 
@@ -71,14 +72,15 @@ class Sender:
             seal = slot.seal()
             if seal is None or seal["number"] != number:
                 return  # an order that was given twice; the rank writes something else there by now
-            total = slot.known_sum()
+            total = self._sums.of(slot, number, self.stopped.is_set)
             if total is None:
-                total = slot.compute_sum(self.stopped.is_set)
-                if self.stopped.is_set():
-                    return
-                slot.note_sum(number, total)
-            for buddy in self._buddies:
-                self._deliver(buddy, slot, seal, total, keep)
+                return
+            before = time.thread_time()
+            try:
+                for buddy in self._buddies:
+                    self._deliver(buddy, slot, seal, total, keep)
+            finally:
+                self.seconds = time.thread_time() - before
             with self._guard:
                 if not self.stopped.is_set():
                     self._keeper.acknowledge(self._layout, self._rank, number)

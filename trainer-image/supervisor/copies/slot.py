@@ -115,6 +115,11 @@ class Slot:
         found = json.loads(text)
         return found if isinstance(found, dict) else None
 
+    def number(self) -> Optional[int]:
+        """Tells the present content from every other; None while nothing is whole."""
+        seal = self.seal()
+        return None if seal is None else int(seal["number"])
+
     def break_seal(self) -> None:
         """Before data is written."""
         _SEAL.pack_into(self._memory, self._seal_at, 0, 0)

@@ -23,6 +23,7 @@ from supervisor.copies import marker
 from supervisor.copies.courier import Broken, Courier
 from supervisor.copies.keeper import Keeper, Message
 from supervisor.copies.slot import CHUNK, Damaged, Slot
+from supervisor.copies.sums import Sums
 
 TRIES = 3  # to reach the copier that writes the marker
 PAUSE = 0.5  # s between them
@@ -31,7 +32,7 @@ REMEMBERED = 4  # saves of which a copier knows the end
 WRITING, HANDED_IN, LOST, UNKNOWN = "writing", "handed in", "lost", "unknown"
 DROPPED = "given up: the ranks have gone on without it"
 
-Sums = Dict[str, Dict[str, Any]]  # by file: bytes, sha256
+Files = Dict[str, Dict[str, Any]]  # by name: bytes, sha256
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Whole:
     """All ranks' files of a save, at the copier that writes the marker."""
 
     order: Optional[Message] = None  # rank 0's
-    parts: Dict[int, Tuple[Sums, str]] = field(default_factory=dict)
+    parts: Dict[int, Tuple[Files, str]] = field(default_factory=dict)
     closed: bool = False  # nothing more is taken: the marker is being written, or it was dropped
     verdict: Optional[str] = None  # empty: committed; else why not
 
@@ -58,8 +59,8 @@ class Whole:
 class Writer:
     """What a pod's copier writes."""
 
-    def __init__(self, keeper: Keeper, token: str, address: str) -> None:
-        self._keeper, self._token, self._address = keeper, token, address
+    def __init__(self, keeper: Keeper, sums: Sums, token: str, address: str) -> None:
+        self._keeper, self._sums, self._token, self._address = keeper, sums, token, address
         self._changed = threading.Condition()
         self._parts: Dict[Tuple[str, int], Part] = {}  # the newest of each rank
         self._wholes: "OrderedDict[str, Whole]" = OrderedDict()
@@ -126,7 +127,7 @@ class Writer:
             before.stop.set()
             before.ended.wait()  # two must not write the same files
         try:
-            sums = write_part(self._keeper, order, part.stop.is_set)
+            sums = write_part(self._keeper, self._sums, order, part.stop.is_set)
         except (OSError, Damaged, ValueError, KeyError, TypeError) as error:
             problem = str(error) or type(error).__name__
         state, why = HANDED_IN, ""
@@ -139,7 +140,7 @@ class Writer:
             part.ended.set()
             self._changed.notify_all()
 
-    def _hand_in(self, order: Message, sums: Sums, problem: str) -> None:
+    def _hand_in(self, order: Message, sums: Files, problem: str) -> None:
         message = {"op": "part", "save": order["save"], "rank": order["rank"], "sums": sums, "problem": problem}
         if order["head"] == self._address:
             self.take(message)
@@ -199,19 +200,24 @@ class Writer:
             self._changed.notify_all()
 
 
-def write_part(keeper: Keeper, order: Message, stop: Callable[[], bool]) -> Sums:
-    """This rank's files, durably. Raises OSError, Damaged, ValueError."""
-    slot = Slot.open(keeper.path("own", f"{order['layout']}/{order['rank']}.{order['slot']}"))
+def write_part(keeper: Keeper, sums: Sums, order: Message, stop: Callable[[], bool]) -> Files:
+    """This rank's files, durably. Raises OSError, ValueError, Damaged: also if a bit of the slot has flipped between its
+    sum and the last byte that was read."""
+    slot = Slot.open(keeper.path("own", f"{order['layout']}/{order['rank']}.{order['slot']}"), write=True)
     try:
         with open(keeper.form(str(order["layout"]), int(order["rank"])), encoding="ascii") as file:
             form = json.load(file)
+        sums.of(slot, int(order["number"]), stop)  # it may be new, and for this alone
         _check(slot, order)
         folder = str(order["folder"])
         os.makedirs(folder, exist_ok=True)
-        sums = {name: _write(os.path.join(folder, name), parts, slot, stop) for name, parts in form["files"].items()}
+        files = {name: _write(os.path.join(folder, name), parts, slot, stop) for name, parts in form["files"].items()}
         marker.sync_folder(folder)
         _check(slot, order)
-        return sums
+        wrong = slot.check()
+        if wrong:
+            raise Damaged(wrong)
+        return files
     finally:
         slot.close()
 

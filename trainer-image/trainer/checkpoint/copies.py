@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from trainer.checkpoint.memory import Memory, Rhythm, layout_digest
+from trainer.checkpoint.memory import Memory, layout_digest
 from trainer.checkpoint.replicas import Replicas
+from trainer.checkpoint.rhythm import Rhythm
 from trainer.checkpoint.room import Unavailable
 from trainer.config import MemoryWish
 from trainer.distributed import Gang

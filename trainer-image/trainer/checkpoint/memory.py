@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -29,6 +29,7 @@ from torch.distributed.tensor import DTensor
 from trainer.checkpoint.buddies import ALONE, Buddies
 from trainer.checkpoint.copier import Copier
 from trainer.checkpoint.replicas import Replicas
+from trainer.checkpoint.rhythm import Rhythm
 from trainer.checkpoint.room import Unavailable, choose
 from trainer.checkpoint.saver import State
 from trainer.distributed import Gang, gather
@@ -45,8 +46,6 @@ FAILS_FOR = 20.0  # s after which buddies that cannot be reached are given up fo
 TAKES_AT_MOST = 600.0  # s for a copy to arrive
 GIVEN_UP = 1e6  # in the all-reduce: more than all ranks that are only behind
 ASKED_BETWEEN_STEPS = 1.0  # s that training waits for an answer of the copier
-BUDGET = 0.03  # of the training time, for own copies and buddies' together
-MEASURED = 3  # copies that are timed before `auto` decides
 
 
 warnings.filterwarnings("ignore", message="The given buffer is not writable")  # it is only read from
@@ -114,41 +113,6 @@ def view(data: memoryview, piece: Piece) -> torch.Tensor:
     return raw.view(getattr(torch, piece.dtype)).view(piece.sizes)
 
 
-@dataclass
-class Rhythm:
-    """How often copies are taken: every `own` steps, and every `buddy` steps (a multiple) for the buddies too."""
-
-    own: int | None  # None: not yet decided
-    buddy: int | None
-    costs: list[float] = field(default_factory=list)  # s that training stood still for a copy
-    together: bool = False  # there are only slots for copies that are also sent
-
-    @property
-    def decided(self) -> bool:
-        """Whether both are known."""
-        return self.own is not None and self.buddy is not None
-
-    def due(self, step: int) -> tuple[bool, bool]:
-        """Whether this step is copied, and sent to the buddies."""
-        own, buddy = self.own or 1, self.buddy or 1
-        return step % own == 0, step % buddy == 0
-
-    def __str__(self) -> str:
-        return f"every {self.own} steps, to other pods every {self.buddy}"
-
-    def decide(self, cost: float, step: float, sending: float) -> None:
-        """From seconds a copy, seconds a step and CPU seconds of sending (all the worst of all ranks): each kind gets
-        half of the budget. What was set by hand stays."""
-        half = BUDGET / 2 * max(step, 1e-6)
-        if self.own is None:
-            self.own = max(1, math.ceil(cost / half))
-        if self.buddy is None:
-            self.buddy = max(1, math.ceil(sending / half))
-        self.buddy = -(-self.buddy // self.own) * self.own
-        if self.together:
-            self.own = self.buddy
-
-
 class Memory:
     """This rank's copies."""
 
@@ -180,6 +144,8 @@ class Memory:
         self._sent_beside: int | None = None  # step that the buddies must keep meanwhile
         self._sent_at = self._told_at = 0.0
         self._telling = False
+        self._unsummed = 0, 0  # slot and number of the newest that is to be summed
+        self._summing = False  # the copier is yet to be told of it
         self._forgotten = False
         self._errands: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._runner = threading.Thread(target=self._run_errands, name="copier", daemon=True)
@@ -294,10 +260,9 @@ class Memory:
         largest = max(size for size, _, _ in answers)
         free = int(min(free for _, free, _ in answers) * SHARE)
         beside_others = int(min(free for _, _, free in answers) * SHARE)
-        same = self.rhythm.decided and self.rhythm.own == self.rhythm.buddy
         near = Buddies(self._pods, self._hosts, self._copies, apart=False, replicas=self._replicas)
         alone = None if self.asked else Buddies(self._pods, self._hosts, 0)
-        room = choose(self._buddies, near, alone, largest, free, same, self.pins)
+        room = choose(self._buddies, near, alone, largest, free, self.rhythm.turns, self.pins)
         self._buddies, self.pins = room.buddies, room.pins
         if room.alone:
             self.fewer = room.given_up
@@ -305,8 +270,8 @@ class Memory:
             self.given_up = room.given_up
         if room.need > beside_others:  # a former layout's copies, which have been loaded, are in the way
             self.copier.try_to("keep", layout=self.layout)
-        if room.turns == 2 and not same:  # both kinds share the two slots
-            self.rhythm.together = True
+        if room.turns == 2:
+            self.rhythm.share()
         return room.turns
 
     def _slot(self, number: int, header: dict[str, Any], size: int) -> Slot:
@@ -349,15 +314,16 @@ class Memory:
         if slot is None:
             return
         self.rotation.copied(slot, step)
-        if buddy and self.rotation.may_send:
+        sends = buddy and self.rotation.may_send
+        if sends:
             self.rotation.send(step)
-            seal = self._slots[slot].seal()
-            assert seal is not None
-            self._number = seal["number"]
+            self._number = self._number_in(slot)
             self._sent_slot, self._sent_beside = slot, self.rotation.agreed
             self._sent_at = time.monotonic()
-            if self.guarded:  # if only by replicas, the copier still notes the sum
-                self._tell()
+        if sends and self.guarded:
+            self._tell()  # if only by replicas, the copier still notes the sum
+        else:
+            self._have_summed(slot)
 
     def _write(self, step: int, training: dict[str, Any], run: str) -> int | None:
         slot = self.rotation.place()
@@ -373,15 +339,18 @@ class Memory:
             view(target.data, piece).copy_(local_of(tensor))
         target.set_seal({"step": step, "run": run, "number": time.time_ns(), "training": training})
 
-    def pin(self, step: int, training: dict[str, Any]) -> tuple[int, int]:
+    def pin(self, step: int, training: dict[str, Any], anew: bool) -> tuple[int, int]:
         """The slot that holds this step, and the number of its content: it stays until unpin(). The state is only
-        copied if it was not, after this step."""
-        slot, empty = self.rotation.pin(step)
+        copied if it was not, after this step; or `anew`."""
+        slot, empty = self.rotation.pin(step, anew)
         if empty:
             self._fill(slot, step, training, self.run)
-        seal = self._slots[slot].seal()
-        assert seal is not None
-        return slot, seal["number"]
+        return slot, self._number_in(slot)
+
+    def _number_in(self, slot: int) -> int:
+        number = self._slots[slot].number()
+        assert number is not None
+        return number
 
     def unpin(self) -> None:
         """It may be overwritten; from any thread."""
@@ -408,6 +377,20 @@ class Memory:
             except OSError as error:
                 self.problem = f"copies are not sent to other pods: {error}"
         self._telling = False
+
+    def _have_summed(self, slot: int) -> None:
+        """By the copier, which takes the sum of what it sends unasked. If it comes late, the newest is enough: older
+        ones are soon overwritten."""
+        self._unsummed = slot, self._number_in(slot)
+        if not self._summing:
+            self._summing = True
+            self._errands.put(self._order_sum)
+
+    def _order_sum(self) -> None:
+        self._summing = False
+        slot, number = self._unsummed
+        # One that is started anew after this sums what it finds.
+        self._teller.try_to("sum", layout=self.layout, rank=self.gang.rank, slot=slot, number=number)
 
     def _run_errands(self) -> None:
         while (errand := self._errands.get()) is not None:
@@ -454,14 +437,15 @@ class Memory:
         if self.rhythm.decided:
             return
         cost = sum(self.rhythm.costs) / len(self.rhythm.costs) if self.rhythm.costs else 0.0
-        worst = [max(column) for column in zip(*gather(self.gang, (cost, self.sending_seconds())), strict=True)]
+        summing, sending = self.copier_seconds()
+        worst = [max(column) for column in zip(*gather(self.gang, (cost + summing, sending)), strict=True)]
         steps = gather(self.gang, seconds_per_step)
         self.rhythm.decide(worst[0], min(steps), worst[1])
 
-    def sending_seconds(self) -> float:
-        """CPU seconds that the newest sending took."""
+    def copier_seconds(self) -> tuple[float, float]:
+        """CPU seconds that the copier's newest sum of a copy took, and its newest sending."""
         answer = self.copier.try_to("state", ASKED_BETWEEN_STEPS, layout=self.layout, rank=self.gang.rank)
-        return float(answer.get("seconds", 0.0))
+        return float(answer.get("summing", 0.0)), float(answer.get("seconds", 0.0))
 
 
 def free_bytes(folder: Path) -> int:

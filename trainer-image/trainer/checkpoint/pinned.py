@@ -32,11 +32,12 @@ class Pinned:
         self._form = memory.folder / "own" / memory.layout / f"{self._gang.rank}.form"
         self._ready = False
         self._saves = 0
+        self._anew = False  # the last one came to nothing: it may have been the slot
 
     def pin(self, step: int, training: dict[str, Any]) -> tuple[int, int]:
         """Between two steps: slot and number of what is to be written."""
         self._saves += 1
-        return self._memory.pin(step, training)
+        return self._memory.pin(step, training, self._anew)
 
     def write(self, path: Path, marker: Marker, state: State, pinned: tuple[int, int]) -> None:
         """Have it written. Raises NotWritten at every rank."""
@@ -82,6 +83,7 @@ class Pinned:
         dist.broadcast_object_list(answer, 0, group=self._gang.saving)
         self._memory.unpin()
         verdict, copiers = answer[0]
+        self._anew = bool(verdict)
         if verdict:
             raise NotWritten(lost[0] if lost else verdict, copiers)
 

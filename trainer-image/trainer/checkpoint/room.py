@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from supervisor.copies.keeper import HELD
@@ -25,16 +26,16 @@ class Room:
     alone: bool = False  # no other pod holds anything, for want of memory
 
 
-def choose(wanted: Buddies, near: Buddies, alone: Buddies | None, size: int, free: int, same: bool, pins: bool) -> Room:
+def choose(wanted: Buddies, near: Buddies, alone: Buddies | None, size: int, free: int, turns: Sequence[int],
+           pins: bool) -> Room:
     """The most that fits `free` bytes of every pod, with slots of `size` bytes: buddies as `wanted`, else `near`, whose
-    pods hold evenly much, else (if there is one) none at all. `same`: own copies and those for buddies are taken at the
-    same steps; `pins`: a slot for checkpoints would be of use. Raises Unavailable."""
+    pods hold evenly much, else (if there is one) none at all. `turns`: how many slots may take turns, the most first
+    (Rhythm.turns); two do where nothing is sent. `pins`: a slot for checkpoints would be of use. Raises Unavailable."""
     # Without a slot to pin the rank itself makes a copy while a checkpoint is written, outside of this mount.
-    each = [(2, pins)] if same else [(3, pins), (2, pins)]
-    each += [(2, False)] if pins else []
+    each = [(count, pins) for count in turns] + ([(turns[-1], False)] if pins else [])
     choices = [(count, pin, buddies) for buddies in (wanted, near) for count, pin in each]
     if alone is not None:
-        choices += [(count, pin, alone) for count, pin in each if count == 2]
+        choices += [(2, pins, alone)] + ([(2, False, alone)] if pins else [])
     first = _need(*choices[0], size)
     for count, pin, buddies in choices:
         need = _need(count, pin, buddies, size)
@@ -42,7 +43,7 @@ def choose(wanted: Buddies, near: Buddies, alone: Buddies | None, size: int, fre
             left_out = buddies is alone and wanted.most_kept(0, HELD) > 0
             gone = [(left_out, "no other pod holds any, the state of a lost pod is lost with it"),
                     (buddies is near, "those for other pods may lie on the same node"),
-                    (count < choices[0][0], "own ones are only taken when they are also sent"),
+                    (count < choices[0][0] and not left_out, "own ones are only taken when they are also sent"),
                     (pin < pins, "checkpoints are written by the ranks themselves")]
             words = "; ".join(text for is_so, text in gone if is_so)
             why = f"copies in memory would need {first >> 20} MiB a pod, {free >> 20} MiB can be used: "

@@ -243,6 +243,49 @@ def test_an_order_for_content_that_is_gone_sends_nothing(pods: tuple[Pod, Pod]) 
     assert slot.known_sum() is None
 
 
+def test_a_copy_that_is_not_sent_is_summed_all_the_same(pods: tuple[Pod, Pod]) -> None:
+    here, there = pods
+    slot = here.slot()
+    fill(slot, 7, 70, b"own copy")
+    here.ask("sum", layout=LAYOUT, rank=0, slot=0, number=69)  # overwritten by now
+    here.ask("sum", layout=LAYOUT, rank=0, slot=0, number=70)
+    until(lambda: slot.known_sum() is not None)
+    assert slot.check() == ""
+    slot.data[50_000] ^= 1
+    answer = there.ask("fetch", address=here.address, kind="own", name=f"{LAYOUT}/0.0", number=70, ranges=[[0, 1]],
+                       to=str(there.folder / "fetched"))
+    assert "damaged" in answer["error"]
+
+
+def test_what_it_costs_to_sum_and_to_send_is_told_apart(pods: tuple[Pod, Pod]) -> None:
+    here, there = pods
+    slot = here.slot(size=8 << 20)
+    here.ask("attach", layout=LAYOUT, rank=0, buddies=[there.address], generation="1")
+    assert here.ask("state", layout=LAYOUT, rank=0) == {"problem": "", "seconds": 0.0, "summing": 0.0}
+    fill(slot, 7, 70, b"own copy")
+    here.ask("sum", layout=LAYOUT, rank=0, slot=0, number=70)
+    until(lambda: here.ask("state", layout=LAYOUT, rank=0)["summing"] > 0)
+    before = here.ask("state", layout=LAYOUT, rank=0)
+    assert before["seconds"] == 0
+    here.ask("send", layout=LAYOUT, rank=0, slot=0, number=70)
+    until(lambda: here.ask("state", layout=LAYOUT, rank=0)["seconds"] > 0)
+    assert here.ask("state", layout=LAYOUT, rank=0)["summing"] == before["summing"], "it has its sum already"
+
+
+def test_a_copier_that_begins_sums_what_it_finds_without(tmp_path: Path) -> None:
+    path = tmp_path / "own" / LAYOUT / "0.1"
+    path.parent.mkdir(parents=True)
+    slot = Slot.create(str(path), {"world": 2, "rank": 0, "tensors": []}, 100_000)
+    fill(slot, 7, 70, b"state")
+    pod = Pod(tmp_path)
+    try:
+        until(lambda: slot.known_sum() is not None)
+        assert slot.check() == ""
+    finally:
+        pod.process.kill()
+        pod.process.wait()
+
+
 def test_the_shares_of_a_pods_ranks_are_all_there_is(pods: tuple[Pod, Pod]) -> None:
     here, _ = pods
     for rank in range(6):

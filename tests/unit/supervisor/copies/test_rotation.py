@@ -67,6 +67,20 @@ def test_own_copies_go_on_without_a_buddy_that_is_gone(slots: int, agreed: int |
     assert rotation.newest == 29
 
 
+def test_a_checkpoint_that_came_to_nothing_is_written_from_another_slot() -> None:
+    rotation = Rotation([6, 7, None], newest=7, agreed=6, sent=7, spare=1)
+    assert rotation.pin(7) == (1, False)
+    rotation.pinned = None
+    assert rotation.pin(7, anew=True) == (2, True)
+    assert rotation.slots == [6, 7, None], "the copies stay as they are"
+
+
+def test_with_two_slots_an_own_copy_beside_the_buddies_leaves_no_place() -> None:
+    """Why Rhythm.turns offers two only where both kinds are taken together."""
+    rotation = Rotation([5, 6], newest=6, agreed=5)
+    assert rotation.place() is None
+
+
 @dataclass
 class Member:
     """A rank: its slots and what its buddy (another pod) holds for it, in two places."""
@@ -97,7 +111,7 @@ class Gang(RuleBasedStateMachine):
         self.every, self.buddy_every, self.spare = every, every * ratio, spare
         self.members = [Member(Rotation([None] * (slots + spare), spare=spare), [None] * 2,
                                content=[None] * (slots + spare)) for _ in range(ranks)]
-        self.save_due = False
+        self.save_due = self.anew = False
         self.common = -1
         self.given_up = False
 
@@ -136,10 +150,10 @@ class Gang(RuleBasedStateMachine):
         return min((0, 1), key=lambda place: (held[place] is not None and held[place] == keep,
                                               -1 if held[place] is None else held[place]))
 
-    @rule()
-    def save(self) -> None:
-        """After the next all-reduce a checkpoint begins, if none is being written."""
-        self.save_due = bool(self.spare)
+    @rule(anew=st.booleans())
+    def save(self, anew: bool) -> None:
+        """After the next all-reduce a checkpoint begins, if none is being written; `anew` if the last was damaged."""
+        self.save_due, self.anew = bool(self.spare), anew
 
     @rule(who=st.lists(st.integers(0, 7), min_size=1, max_size=8))
     def written(self, who: list[int]) -> None:
@@ -195,7 +209,7 @@ class Gang(RuleBasedStateMachine):
     def _pin(self, member: Member) -> None:
         """The copy of the step is taken, or left out, when its checkpoint begins."""
         if member.saving == member.step and member.rotation.pinned is None:
-            slot, empty = member.rotation.pin(member.step)
+            slot, empty = member.rotation.pin(member.step, self.anew)
             if empty:
                 member.rotation.begin(slot)
                 member.content[slot] = member.step

@@ -66,6 +66,12 @@ def test_a_sum_is_of_one_content_only(slot: Slot) -> None:
     assert slot.check() == ""
 
 
+def test_a_content_has_a_number_while_it_is_whole(slot: Slot) -> None:
+    assert slot.number() is None
+    slot.set_seal(SEAL)
+    assert slot.number() == 17
+
+
 def test_a_torn_seal_is_none(slot: Slot) -> None:
     slot.set_seal(SEAL)
     raw = bytearray(Path(slot.path).read_bytes())

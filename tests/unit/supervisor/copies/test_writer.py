@@ -17,6 +17,7 @@ from supervisor.copies import marker
 from supervisor.copies.courier import Courier
 from supervisor.copies.keeper import Keeper
 from supervisor.copies.slot import Slot
+from supervisor.copies.sums import Sums
 from supervisor.copies.writer import DROPPED, HANDED_IN, LOST, UNKNOWN, Writer
 
 TOKEN = "t" * 32
@@ -30,7 +31,8 @@ class Pod:
     def __init__(self, folder: Path, address: str = "here") -> None:
         folder.mkdir()
         self.keeper = Keeper(str(folder))
-        self.writer = Writer(self.keeper, TOKEN, address)
+        self.sums = Sums(self.keeper)
+        self.writer = Writer(self.keeper, self.sums, TOKEN, address)
 
     def fill(self, rank: int, number: int = 70) -> None:
         path = Path(self.keeper.path("own", f"{LAYOUT}/{rank}.0"))
@@ -87,6 +89,45 @@ def test_one_rank_that_cannot_write_fails_all(pod: Pod, tmp_path: Path) -> None:
     assert "rank 1: " in pod.writer.verdict({"save": SAVE})["verdict"]
     assert "something else by now" in pod.writer.verdict({"save": SAVE})["verdict"]
     assert not (folder / marker.NAME).exists()
+
+
+def flip(pod: Pod, rank: int) -> None:
+    slot = Slot.open(pod.keeper.path("own", f"{LAYOUT}/{rank}.0"), write=True)
+    slot.data[103] ^= 2
+    slot.close()
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_slot_in_which_a_bit_has_flipped_never_becomes_a_checkpoint(pod: Pod, tmp_path: Path, when: str,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    older, folder = tmp_path / "ck" / "step-6.g1", tmp_path / "ck" / "step-7.g1"
+    for rank in (0, 1):
+        pod.save(rank, older, save="step-6.g1/1")
+    assert pod.writer.verdict({"save": "step-6.g1/1"}) == {"verdict": ""}  # the sums are known now
+    before = {path.name: path.read_bytes() for path in older.iterdir()}
+    if when == "before":
+        flip(pod, 1)
+    else:
+        def after_the_last_byte(path: str) -> None:
+            flip(pod, 1)
+
+        monkeypatch.setattr(marker, "sync_folder", after_the_last_byte)
+    pod.save(1, folder)
+    assert pod.written(1)["state"] == HANDED_IN
+    monkeypatch.undo()
+    pod.save(0, folder)
+    verdict = pod.writer.verdict({"save": SAVE})["verdict"]
+    assert verdict.startswith("rank 1: ")
+    assert "1.0 is damaged" in verdict
+    assert not (folder / marker.NAME).exists()
+    assert {path.name: path.read_bytes() for path in older.iterdir()} == before
+
+
+def test_what_is_written_has_its_sum_from_then_on(pod: Pod, tmp_path: Path) -> None:
+    pod.save(0, tmp_path / "ck")
+    assert pod.written(0)["state"] == HANDED_IN
+    slot = Slot.open(pod.keeper.path("own", f"{LAYOUT}/0.0"))
+    assert slot.known_sum() == slot.compute_sum()
 
 
 @pytest.fixture
