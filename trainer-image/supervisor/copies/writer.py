@@ -201,8 +201,8 @@ class Writer:
 
 
 def write_part(keeper: Keeper, sums: Sums, order: Message, stop: Callable[[], bool]) -> Files:
-    """This rank's files, durably. Raises OSError, ValueError, Damaged: also if a bit of the slot has flipped between its
-    sum and the last byte that was read."""
+    """This rank's files, durably. Raises OSError, ValueError, Damaged: also if a bit of the slot has flipped between
+    its sum and the last byte that was read."""
     slot = Slot.open(keeper.path("own", f"{order['layout']}/{order['rank']}.{order['slot']}"), write=True)
     try:
         with open(keeper.form(str(order["layout"]), int(order["rank"])), encoding="ascii") as file:
