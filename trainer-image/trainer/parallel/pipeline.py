@@ -103,14 +103,16 @@ class Pipeline:
         """Forward and backward of `count` micro-batches; (samples, positions) each.
 
         After a failure nothing is kept of them: outputs that never came to their backward pass hold autograd's graph,
-        which holds the model by FSDP2's hooks, which holds this: a circle that Python's collector does not see."""
+        which holds the model by FSDP2's hooks, which holds this: a circle that Python's collector does not see. What
+        a stage raises comes as it is: torch's own words around it tell shapes, and hide that another rank is lost."""
         given = {} if documents is None else {"documents": documents}
         try:
             self._schedule(count).step(*([inputs] if 0 in self._models else []),
                                        target=targets if self.has_last else None, return_outputs=False, **given)
-        except BaseException:
+        except BaseException as error:
             self._schedules.clear()
-            raise
+            inner = error.__cause__ or error
+            raise inner from inner.__cause__
 
     def _schedule(self, count: int) -> Any:
         if count not in self._schedules:
