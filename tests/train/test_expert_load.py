@@ -89,6 +89,7 @@ MOVES = re.compile(r"^step (\d+): (\d+) experts moved in \S+ s; the busiest rank
 @pytest.mark.parametrize(("ranks", "parallel", "fields"), [
     (2, {"shard": 2, "expert": 2}, {}),
     (4, {"shard": 4, "expert": 2, "zero": 2}, {"optimizer": {"offload": True}}),  # FSDP2 cuts what a rank has
+    (4, {"pipeline": 2, "tensor": 2, "expert": 2}, {}),
 ])
 def test_moved_experts_train_as_if_they_had_stayed(tmp_path: Path, skewed: dict[str, Any], corpus: Path, ranks: int,
                                                    parallel: dict[str, Any], fields: dict[str, Any]) -> None:

@@ -71,7 +71,8 @@ def test_checkpoints_move_through_layouts(tmp_path: Path, spread: dict[str, Any]
 
 
 EXPERTS: list[tuple[int, dict[str, Any]]] = [
-    (2, {"shard": 2, "expert": 2}), (1, {}), (4, {"data": 2, "shard": 2, "expert": 2}), (2, {"shard": 2})]
+    (2, {"shard": 2, "expert": 2}), (4, {"pipeline": 2, "shard": 2, "expert": 2}), (1, {}),
+    (2, {"tensor": 2, "expert": 2}), (4, {"data": 2, "shard": 2, "expert": 2}), (2, {"shard": 2})]
 
 
 def test_experts_move_through_layouts(tmp_path: Path, spread: dict[str, Any]) -> None:
