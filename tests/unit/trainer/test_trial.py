@@ -91,5 +91,7 @@ def test_nothing_is_left_of_a_pipeline_that_failed(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("four_ranks")
 def test_a_stage_that_has_lost_another_rank_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it is not taken for the one to blame: torch wraps what a stage raises."""
-    said, _ = failing(monkeypatch, PipelineStage, "forward_maybe_with_nosync")
+    said, held = failing(monkeypatch, PipelineStage, "forward_maybe_with_nosync")
     assert said == "Connection closed by peer"
+    gc.collect()
+    assert [one() for one in held if one() is not None] == []

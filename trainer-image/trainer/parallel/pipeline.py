@@ -109,10 +109,16 @@ class Pipeline:
         try:
             self._schedule(count).step(*([inputs] if 0 in self._models else []),
                                        target=targets if self.has_last else None, return_outputs=False, **given)
+            return
         except BaseException as error:
             self._schedules.clear()
-            inner = error.__cause__ or error
-            raise inner from inner.__cause__
+            if error.__cause__ is None:
+                raise
+            inner = error.__cause__
+        try:
+            raise inner
+        finally:
+            del inner  # its traceback has this frame
 
     def _schedule(self, count: int) -> Any:
         if count not in self._schedules:
