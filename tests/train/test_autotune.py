@@ -69,6 +69,29 @@ def test_the_fastest_is_kept_and_training_begins_as_if_nothing_had_been(tmp_path
     assert "autotune 1/3" not in again.out[0]
 
 
+def test_products_of_four_ranks(tmp_path: Path, config: dict[str, Any]) -> None:
+    """Layouts with several groups each are taken down whole, also where one rank fails while those of its other groups
+    wait for it; then training begins as if nothing had been."""
+    products: list[dict[str, Any]] = [{"shard": 2, "context": 2, "ulysses": 1, "tensor": 1},
+                                      {"shard": 1, "pipeline": 2, "tensor": 2}, {"shard": 2, "tensor": 2}]
+    config["batchSize"] = 4
+    config["model"]["config"]["num_hidden_layers"] = 2
+    direct = train(tmp_path / "direct", settled(config, products[2], steps=2), 4)
+    assert direct.codes == [0] * 4, direct.text
+    made = candidates(tmp_path / "run", config, products)
+    inject = "layout:number=1,slow=1000; layout:number=2,fails,rank=3"
+    with Gang(tmp_path / "run", [settled(config, products[0], autotune=True, steps=2)] * 4,
+              environment={"TRAINYARD_INJECT": inject}) as gang:
+        ended = gang.wait()
+        told = gang.progress()
+    assert ended.codes == [0] * 4, ended.text
+    assert "given back" not in "".join(ended.out), ended.text
+    assert [row.get("problem", "")[:7] for row in told["measured"]] == ["", "rank 3:", ""]
+    assert (told["tuned"], told["tensor"], told["shard"]) == (made[2].name, 2, 2)
+    assert len(ended.losses) == 2
+    assert ended.losses == direct.losses
+
+
 def test_a_killed_rank_begins_the_measurement_anew(tmp_path: Path, config: dict[str, Any]) -> None:
     candidates(tmp_path / "first", config, LAYOUTS[:2])
     config = settled(config, LAYOUTS[0], autotune=True, steps=2)
