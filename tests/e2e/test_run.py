@@ -126,11 +126,21 @@ def test_deletion_in_every_state(yard: Yard, namespace: str, moment: str) -> Non
     job.wait_gone(60)
 
 
-def test_twenty_jobs_at_once(yard: Yard, namespace: str) -> None:
-    jobs = [
-        yard.api.apply(counting(f"crowd-{i}", namespace, yard.trainer_image, nodes=2, steps=5, step_seconds=0.5))
-        for i in range(20)
-    ]
+def test_twenty_jobs_at_once_and_all_are_hurt(yard: Yard, namespace: str) -> None:
+    jobs = [yard.api.apply(counting(f"crowd-{i}", namespace, yard.trainer_image, steps=100_000, step_seconds=0.5))
+            for i in range(20)]  # fmt: skip
+    before = [wait_kept(yard, job, 2, 400, rank=1) for job in jobs]
+    for number, job in enumerate(jobs):
+        if number % 2:
+            job.kill_pod(f"{job.name}-1-1")
+        else:
+            (yard.volume(namespace) / job.name / "fail-1").write_text("-9")
+    for number, job in enumerate(jobs):
+        status = job.wait("its recovery", lambda found: bool(found.get("recoveries")), 240)
+        assert status["recoveries"][0]["cause"] == ("PodLost" if number % 2 else "RankFailed")
+        wait_kept(yard, job, before[number] + 3, 240, rank=1)
+    for number, job in enumerate(jobs):
+        assert job.status()["restarts"] == {"total": 1, "counted": 1 - number % 2}, job.name
+        job.delete()
     for job in jobs:
-        status = job.wait_state("Succeeded", 400)
-        assert status["restarts"]["counted"] == 0
+        job.wait_gone(120)
