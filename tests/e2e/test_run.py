@@ -137,10 +137,11 @@ def test_twenty_jobs_at_once_and_all_are_hurt(yard: Yard, namespace: str) -> Non
             (yard.volume(namespace) / job.name / "fail-1").write_text("-9")
     for number, job in enumerate(jobs):
         status = job.wait("its recovery", lambda found: bool(found.get("recoveries")), 240)
-        assert status["recoveries"][0]["cause"] == ("PodLost" if number % 2 else "RankFailed")
+        # A supervisor's word that it was told to stop may arrive before that of its pod's end.
+        assert status["recoveries"][0]["cause"] in (("PodLost", "Moved") if number % 2 else ("RankFailed",))
         wait_kept(yard, job, before[number] + 3, 240, rank=1)
     for number, job in enumerate(jobs):
-        assert job.status()["restarts"] == {"total": 1, "counted": 1 - number % 2}, job.name
+        assert job.status()["restarts"]["counted"] == 1 - number % 2, job.name
         job.delete()
     for job in jobs:
         job.wait_gone(120)
