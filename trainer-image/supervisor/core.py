@@ -165,12 +165,12 @@ class Core(Survivors):
 
     def _connect(self, address: str) -> None:
         assert self.world is not None
-        wanted = (address, self.world.token) if address else None
+        wanted = (address, self.world.token, self._near()) if address else None
         if wanted == self._link:
             return
         self._link = wanted
         self.linked = False
-        self._do(e.Link(address, self.world.token, self.world.size) if wanted else e.Unlink())
+        self._do(e.Link(address, self.world.token, self.world.size, self._near()) if wanted else e.Unlink())
 
     def _store_opened(self, event: e.StoreOpened) -> None:
         if self._store and self.world is not None:

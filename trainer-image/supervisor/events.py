@@ -497,6 +497,7 @@ class Link:
     address: str
     token: str
     size: int
+    near: bool = False  # this pod is one of the two that tell of the master's loss
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Machine:
         self._report = Report(me, first_sequence)
         self._store = ""  # address of our own store; "opening" until it is known
         self._announced: Tuple[e.Run, str] = ((0, 0), "")  # the address that was reported, and in which run
-        self._link: Optional[Tuple[str, str]] = None
+        self._link: Optional[Tuple[str, str, bool]] = None
         self._exits: Dict[int, e.Exit] = {}
         self._failure: Optional[e.Exit] = None
         self._killing = False

@@ -86,10 +86,15 @@ class Master(Checks):
             return []
         if self.gang is not None:
             return self.gang.silent()[:LOST_SHOWN] if self.gang.run == self.run else []
-        master = world.place(world.master_index)
-        if master is None or self.place is None or self.linked:
-            return []
-        return [world.master_index] if (self.place - master) % world.size in (1, world.size - 1) else []
+        return [world.master_index] if self._near() and not self.linked else []
+
+    def _near(self) -> bool:
+        """Whether this pod is one of the two that tell of the master's loss: its neighbours in the ring of places."""
+        world = self.world
+        master = world.place(world.master_index) if world is not None else None
+        if world is None or master is None or self.place is None or self.place == master:
+            return False
+        return (self.place - master) % world.size in (1, world.size - 1)
 
     def _tell_lost(self) -> None:
         lost = self._lost_peers()

@@ -590,3 +590,10 @@ def test_ranks_that_only_wait_are_left_alone() -> None:
     (report,) = found(pod.on(e.HangOver((1, 0))), e.WriteReport)
     assert "hang" not in report.spec
     assert not pod.on(e.HangSeen((0, 0), 3, "of an earlier run", "step", 7, 5.5))
+
+
+@pytest.mark.parametrize(("index", "near"), [(1, True), (2, False), (3, True)])
+def test_the_masters_neighbours_alone_keep_a_quick_watch_on_it(index: int, near: bool) -> None:
+    world = replace(WORLD, size=4, master_index=0)
+    (link,) = found(Pod(index).on(e.WorldSeen(world)), e.Link)
+    assert link == e.Link("10.0.0.1:5000", TOKEN, 4, near)
