@@ -28,14 +28,14 @@ def test_neighbours_of_the_master_are_heard_of_often_and_others_now_and_then() -
         member = e.Member("job", f"job-{index}-1", f"uid-{index}", "127.0.0.1", index, 1, 1, 30)
         links.append(StoreLink(selector, e.Link(server.address, TOKEN, 4, near), member, str, lambda _: None,
                                lambda _: None))  # fmt: skip
+    parts: list[StoreServer | StoreLink] = [*links, server]
     end = time.monotonic() + BEAT + 3 * NEAR_BEAT
     while (now := time.monotonic()) < end:
-        parts = (server, *links)
         for key, mask in selector.select(max(0.0, min(part.deadline() for part in parts) - now)):
             key.data(mask)
         for part in parts:
             part.step()
-    for part in (*links, server):
+    for part in parts:
         part.close()
     selector.close()
     assert beats[1] >= 4
