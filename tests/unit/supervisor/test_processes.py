@@ -345,9 +345,9 @@ def test_descriptors_for_a_large_gang(start: Start, api: FakeApi) -> None:
 
 def test_a_second_sigterm_changes_nothing(start: Start, api: FakeApi) -> None:
     operator = Operator(api)
-    pod = start(["sleep", "1000"], TRAINYARD_GRACE="4")
+    pod = start(["sh", "-c", "echo up; exec sleep 1000"], TRAINYARD_GRACE="4")
     operator.run(pod)
-    operator.report("Formed")
+    pod.wait_output("[rank 0] up")  # a pod without ranks leaves at once
     began = time.monotonic()
     pod.terminate()
     pod.process.send_signal(signal.SIGINT)
