@@ -111,7 +111,7 @@ def test_cordon_moves_nobody_a_drain_and_a_no_execute_taint_do_with_a_checkpoint
     assert status["restarts"]["counted"] == 0
     assert {each["cause"] for each in status["recoveries"]} <= {"Moved"}
     starts = [line.split()[1] for line in (yard.volume(namespace) / job.name / "starts-1").read_text().splitlines()]
-    saved = re.findall(r"rank 0 saved step (\d+)", job.logs(f"{job.name}-0-1"))
+    saved = re.findall(r"rank 0 saved step (\d+)", job.logs(f"{job.name}-0-{before[0]}"))
     assert len(starts) == 3
     assert saved == starts[1:], "each goes on from the step that was saved for it"
 
