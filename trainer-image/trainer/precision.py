@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from trainer.errors import ConfigError
@@ -26,6 +27,16 @@ def choose(asked: str, device: torch.device) -> Precision:
     if asked == "bf16":
         raise ConfigError(f"train.precision is bf16, which this device ({device.type}) does not have; use auto or fp16")
     return "fp16" if asked == "auto" else asked  # type: ignore[return-value]
+
+
+def flush_denormals() -> None:
+    """Take numbers below 1.2e-38 for zero in this thread and those that it starts: before the first that computes.
+
+    AdamW's moments of a row that gets no gradients any more, such as a rare token's, shrink until they are that small
+    and stay so, with which a CPU computes ten times as long (112 ms against 10 for 8 million parameters)."""
+    for kind in (np.float32, np.float64):
+        np.finfo(kind)  # numpy looks for the smallest of them, once, and warns where there is none
+    torch.set_flush_denormal(True)
 
 
 @dataclass
