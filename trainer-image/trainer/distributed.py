@@ -43,11 +43,16 @@ class Gang:
         return self.rank == 0
 
 
+def on_cpu() -> bool:
+    """Is there nothing else to compute on? Nothing of a vendor is imported to tell, and no device touched."""
+    return not _has_npu() and not torch.cuda.is_available()
+
+
 def find_device(local_rank: int) -> torch.device:
     """This rank's device: an Ascend NPU if the node shows one, else a CUDA device, else the CPU.
 
     Nothing of a vendor is imported unless its device is there."""
-    if _ascend_here() and importlib.util.find_spec("torch_npu"):
+    if _has_npu():
         import torch_npu  # noqa: F401  (registers the device type and hccl)
 
         torch.npu.set_device(local_rank)
@@ -58,8 +63,9 @@ def find_device(local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-def _ascend_here() -> bool:
-    return bool(os.environ.get("ASCEND_VISIBLE_DEVICES")) or Path("/dev/davinci_manager").exists()
+def _has_npu() -> bool:
+    here = bool(os.environ.get("ASCEND_VISIBLE_DEVICES")) or Path("/dev/davinci_manager").exists()
+    return here and importlib.util.find_spec("torch_npu") is not None
 
 
 def connect(rank: Rank, problem: str | None) -> Gang:

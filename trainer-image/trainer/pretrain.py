@@ -16,7 +16,7 @@ from trainer.config import Run
 from trainer.data import batches as data
 from trainer.data import sources, tokenizer
 from trainer.data.batches import Batches
-from trainer.distributed import Gang, connect, gather, say, together
+from trainer.distributed import Gang, connect, gather, on_cpu, say, together
 from trainer.errors import ConfigError, Drained, describe
 from trainer.loop import Loop
 from trainer.model import build, shape, weights
@@ -27,7 +27,7 @@ from trainer.parallel.apply import parallelize
 from trainer.parallel.layout import Layout
 from trainer.parallel.mesh import Mesh
 from trainer.parallel.model import ParallelModel
-from trainer.precision import DTYPES, Precision, choose
+from trainer.precision import DTYPES, Precision, choose, flush_denormals
 from trainer.progress import Progress
 from trainer.pulse import Pulse, count_collectives
 from trainer.regroup import COLLECTIVES, Regroup, why_not
@@ -36,14 +36,15 @@ from trainer.regroup import COLLECTIVES, Regroup, why_not
 def pretrain(config: TrainConfig, run: Run, regroup: Regroup) -> int:
     """Train as configured. Returns the exit code: 0 at the end, 75 after a drain. Raises ConfigError. When the gang is
     lost and `regroup` says so, called again in the same process."""
+    flush_denormals()
+    if on_cpu():
+        allocator.keep_freed_memory()
     count_collectives()
     pulse = Pulse(run.pulse)
     regroup.ends.callback(pulse.close)
     regroup.before_groups()
     gang = connect(run.rank, problem_of_this_pod(config, run))
     pulse.leave_out(gang.saving.group_name)
-    if gang.device.type == "cpu":
-        allocator.keep_freed_memory()
     tuned = autotune.recall(config, run, gang)
     config = tuned.config
     fields = shape.fields(config.model)

@@ -9,30 +9,37 @@ import sys
 import pytest
 
 PROGRAM = """
-import resource, torch
+import resource, threading, torch
 from trainer import allocator
 torch.set_num_threads(1)
 print(allocator.keep_freed_memory())
 def step():
-    first, second = torch.ones(10 << 20), torch.ones(2 << 20)
+    first, second = torch.ones(10 << 20), torch.ones(9 << 20)
     return first, second
-for _ in range(12):
+def elsewhere():
+    thread = threading.Thread(target=step)  # as of those that communicate
+    thread.start()
+    thread.join()
+for _ in range({rounds}):
     step()
+    elsewhere()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range({rounds}):
     step()
+    elsewhere()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 kept = int(open("/proc/self/statm").read().split()[1])
 allocator.give_back()
 print(kept - int(open("/proc/self/statm").read().split()[1]))
 """
+ROUNDS = 12
 PAGES = (10 << 20) * 4 // 4096  # of the larger tensor
 
 
 def run(**environment: str) -> list[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env={**inherited, **environment}, text=True,
-                          capture_output=True, check=True)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", PROGRAM.format(rounds=ROUNDS)], env={**inherited, **environment},
+                          text=True, capture_output=True, check=True)  # fmt: skip
     return done.stdout.split()
 
 
@@ -40,7 +47,8 @@ def run(**environment: str) -> list[str]:
 def test_memory_is_kept_and_given_back() -> None:
     kept, faults, given_back = run()
     assert kept == "True"
-    assert int(faults) < PAGES // 10  # without: all pages of both tensors, four times
+    # without: all pages each round, of a thread at least; something small in the way may let the heap grow once
+    assert int(faults) < ROUNDS // 4 * PAGES
     assert int(given_back) > PAGES  # in pages
 
 
@@ -49,4 +57,4 @@ def test_memory_is_kept_and_given_back() -> None:
 def test_what_somebody_has_set_stays(variable: dict[str, str]) -> None:
     kept, faults, _ = run(**variable)
     assert kept == "False"
-    assert int(faults) > 4 * PAGES
+    assert int(faults) > ROUNDS * PAGES

@@ -8,7 +8,7 @@ import pytest
 import torch
 from supervisor import collective
 from trainer import regroup
-from trainer.distributed import BACKENDS, find_device
+from trainer.distributed import BACKENDS, find_device, on_cpu
 
 
 def test_the_check_of_nodes_uses_the_trainers_backends() -> None:
@@ -25,6 +25,7 @@ def test_a_vendors_package_is_imported_for_its_device_only(tmp_path: Path, monke
     assert find_device(0).type != "npu"
     assert collective.devices(torch, 1)[0] != "npu"
     monkeypatch.setenv("ASCEND_VISIBLE_DEVICES", "0")
+    assert not on_cpu()
     with pytest.raises(ImportError, match="was asked for"):
         find_device(0)
     with pytest.raises(ImportError, match="was asked for"):
