@@ -10,7 +10,7 @@ from trainyard.layout.types import BYTES, Layout, Memory, Workload
 
 MASTER = 4  # bytes of a parameter and of a reduced gradient: fp32
 ADAM = 8  # bytes of both moments: fp32
-HEAD_CHUNK = {True: 1 << 23, False: 1 << 25}  # logits that the trainer's head computes at a time, in fp32 or not
+HEAD_CHUNK = {True: 1 << 24, False: 1 << 25}  # logits that the trainer's head computes at a time, in fp32 or not
 
 
 Peak = tuple[float, float, float, float, float, float, float, float]

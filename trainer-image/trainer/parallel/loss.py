@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 CHUNK = 1 << 22  # logits that are converted to fp32 at a time: 16 MB
 SOFTMAX_CHUNK = 1 << 18  # on a CPU: 1 MB, which stays in its cache
-HEAD_CHUNK = {True: 1 << 23, False: 1 << 25}  # logits of the head at a time, in fp32 or not: 32 and 64 MB
+HEAD_CHUNK = {True: 1 << 24, False: 1 << 25}  # logits of the head at a time, in fp32 or not: 64 MB
 
 
 def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, group: Any = None) -> torch.Tensor:
