@@ -11,17 +11,18 @@ from trainer.errors import ConfigError
 _FORM = re.compile(r"nan:step=(\d+)(?:,rank=(\d+))?(?:,times=(\d+))?")
 _SPIKE = re.compile(r"spike:step=(\d+)")
 _CHECK = re.compile(r"check:pod=[^,;]+,how=(?:hang|sum)")  # acts before ranks start: supervisor/collective.py
-_LAYOUT = re.compile(r"layout:number=(\d+),(?:slow=(\d+(?:\.\d+)?)|(fails|dies))(?:,rank=(\d+))?")
+_LAYOUT = re.compile(r"layout:number=(\d+),(?:(slow|waits)=(\d+(?:\.\d+)?)|(fails|dies))(?:,rank=(\d+))?")
 SPIKE = 10.0
 
 
 @dataclass(frozen=True)
 class LayoutFault:
-    """While this candidate is measured, counted from 1, this rank is slow, fails or is killed."""
+    """While this candidate is measured, counted from 1, this rank is slow, waits, fails or is killed."""
 
     number: int
     rank: int
     slow: float = 0.0  # s that a step counts as longer than it was
+    waits: float = 0.0  # s before the first step, which does not count
     what: str = ""  # fails or dies, at the second step
 
 
@@ -36,9 +37,9 @@ class Injection:
 
     @classmethod
     def read(cls, text: str) -> Injection:
-        """From `nan:step=5,rank=1,times=2`, `spike:step=7` and `layout:number=2,slow=0.5,rank=1` (`fails` or `dies`
-        instead of `slow`), several with a semicolon between them; rank is 0 and times 1 if they are not said. Raises
-        ConfigError."""
+        """From `nan:step=5,rank=1,times=2`, `spike:step=7` and `layout:number=2,slow=0.5,rank=1` (`waits=5`, `fails` or
+        `dies` instead of `slow`), several with a semicolon between them; rank is 0 and times 1 if they are not said.
+        Raises ConfigError."""
         steps, spikes, layouts = {}, set(), []
         for part in filter(None, (part.strip() for part in text.split(";"))):
             if _CHECK.fullmatch(part) is not None:
@@ -47,7 +48,9 @@ class Injection:
                 spikes.add(int(match[1]))
                 continue
             if (match := _LAYOUT.fullmatch(part)) is not None:
-                layouts.append(LayoutFault(int(match[1]), int(match[4] or 0), float(match[2] or 0), match[3] or ""))
+                number, how, seconds, what, rank = match.groups()
+                layouts.append(LayoutFault(int(number), int(rank or 0), what=what or "",
+                                           **({how: float(seconds)} if how else {})))
                 continue
             match = _FORM.fullmatch(part)
             if match is None:

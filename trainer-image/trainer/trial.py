@@ -21,12 +21,14 @@ import torch
 import torch.distributed as dist
 from trainyard.api.train import TrainConfig
 
+from trainer import allocator
 from trainer import config as configs
 from trainer.config import Run
 from trainer.data.batches import Batches
 from trainer.distributed import TIMEOUT, Gang
 from trainer.errors import Drained
 from trainer.feed import micro_batch
+from trainer.finite import GradientWatch
 from trainer.inject import LayoutFault
 from trainer.loop import seed_model
 from trainer.model.weights import local_slice
@@ -53,6 +55,7 @@ class Trial:
         self.model = build(config)
         _fill(self.model, config.seed)
         self.optimizer = AdamW(self.model, config.optimizer)
+        self.watch = GradientWatch(list(self.model.modules()))  # as in training: gradients are reduced its way
         self.batch_size = configs.batch_size(config, self.model.layout)
         self.micro_batches = configs.micro_batches(config, self.model.layout, self.batch_size)
 
@@ -78,6 +81,7 @@ class Trial:
         model, config = self.model, self.config
         targets = self.batch_size * config.data.sequence_length
         first = step * self.batch_size
+        self.watch.begin()
         loss = model.train_batch(
             self.micro_batches, partial(micro_batch, self.training, config, model, self.batch_size, first),
             model.layout.data * model.layout.sharding_ranks / targets,
@@ -95,6 +99,8 @@ class Trial:
     def _go_wrong(self, step: int) -> float:
         """What is to be injected at this step; seconds that the step is to count as longer than it was."""
         for fault in self.faults:
+            if step == 0:
+                time.sleep(fault.waits)
             if fault.what == "fails" and step == 1:
                 raise MemoryError("out of memory, as $TRAINYARD_INJECT wants it")
             if fault.what == "dies" and step == 1:
@@ -126,7 +132,9 @@ def take_down(before: Sequence[Any], failed: bool, device: torch.device) -> list
         dist.destroy_process_group(made.pop())
     _forget_meshes()
     gc.collect()
-    if device.type != "cpu":
+    if device.type == "cpu":
+        allocator.give_back()
+    else:
         getattr(torch, device.type).empty_cache()
     return names
 

@@ -45,8 +45,10 @@ def test_who_was_first(moments: list[int | None], ranks: list[int]) -> None:
 
 
 def test_injected_faults_of_layouts() -> None:
-    found = Injection.read("layout:number=2,slow=0.5; layout:number=3,fails,rank=1; nan:step=1;layout:number=1,dies")
-    assert found.layouts == (LayoutFault(2, 0, 0.5), LayoutFault(3, 1, what="fails"), LayoutFault(1, 0, what="dies"))
+    found = Injection.read("layout:number=2,slow=0.5; layout:number=3,fails,rank=1; nan:step=1;layout:number=1,dies; "
+                           "layout:number=4,waits=5,rank=2")
+    assert found.layouts == (LayoutFault(2, 0, 0.5), LayoutFault(3, 1, what="fails"), LayoutFault(1, 0, what="dies"),
+                             LayoutFault(4, 2, waits=5.0))
 
 
 def test_injected_faults() -> None:
