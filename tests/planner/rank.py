@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
+from trainer.allocator import keep_freed_memory
 from trainer.config import batch_size, rank_of
 from trainer.distributed import connect
 from trainer.finite import GradientWatch
@@ -25,7 +26,7 @@ from trainer.parallel import layout as layouts
 from trainer.parallel.apply import parallelize
 from trainer.parallel.mesh import Mesh
 from trainer.parallel.model import MicroBatch
-from trainer.precision import choose
+from trainer.precision import choose, flush_denormals
 from trainyard.api.train import TrainConfig
 
 
@@ -95,8 +96,10 @@ def allocations(seen: Any) -> list[tuple[int, int, int]]:
 
 
 def measure_time(train: TrainConfig, steps: int) -> dict[str, Any]:
-    """Seconds of each step after the first, with this rank on a core of its own. Gradients are watched as in training,
-    for with that comes the trainer's own reduction over gloo."""
+    """Seconds of each step after the first, with this rank on a core of its own. As in training it keeps the memory
+    that a step frees, and gradients are watched, for with that comes the trainer's own reduction over gloo."""
+    flush_denormals()
+    keep_freed_memory()
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["LOCAL_RANK"]) % len(cores)]})
     stepper = Stepper(train)

@@ -1,7 +1,10 @@
-"""`python -m planner.seconds [COUNT]`: is the first choice of the planner the fastest on this machine?
+"""`python -m planner.seconds [COUNT [FIRST]]` (20 20): is the first choice of the planner the fastest on this machine?
 
-Two ranks pinned to a core each. For every random model the best of each mesh is run, and the first choice compared with
-the fastest that was measured; less than 5 % between two is a tie. A layout that fails counts as endless."""
+Two ranks pinned to a core each. For every random model the best of each mesh is run, all in turn and then once more, as
+what slows the machine down for some seconds is not the layout; the first choice is compared with the fastest that was
+measured. Less than 5 % between two is a tie. A layout that fails counts as endless.
+
+The CPU's row of hardware.py was fitted to models 0 to 19: others tell whether it holds."""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from planner.cases import train, workload
 from planner.run import measure
 
 STEPS = 4, 20  # at least and at most, that are measured of a layout
-LONG = 3.0  # s of steps that are enough
+LONG = 2.0  # s of steps that are enough
+TURNS = 2
 TIE = 1.05
 AIM = 1.10
 
@@ -47,7 +51,7 @@ def candidates(asked: TrainConfig) -> list[Estimate]:
 
 
 def seconds(asked: TrainConfig, each: Estimate) -> float:
-    """The fastest of some steps; what slows one down is not the layout."""
+    """The fastest of some steps."""
     steps = min(max(STEPS[0], math.ceil(LONG / each.seconds.total)), STEPS[1])
     try:
         found = measure("time", settle(asked, workload(asked), each.layout), steps=steps)
@@ -61,7 +65,9 @@ def compare(number: int) -> tuple[str, float, float, str]:
     """(first choice, its seconds a step, those of the fastest, which that is)."""
     asked = time_case(number)
     found = candidates(asked)
-    measured = {str(each.layout): seconds(asked, each) for each in found}
+    measured = {str(each.layout): math.inf for each in found}
+    for each in found * TURNS:
+        measured[str(each.layout)] = min(measured[str(each.layout)], seconds(asked, each))
     for each in found:
         print(f"model {number}, {each.layout}: estimated {each.seconds.total:.3f} s, measured "
               f"{measured[str(each.layout)]:.3f} s", file=sys.stderr, flush=True)
@@ -70,12 +76,12 @@ def compare(number: int) -> tuple[str, float, float, str]:
     return first, measured[first], measured[best], best
 
 
-def main(count: int) -> None:
+def main(count: int, start: int) -> None:
     """Print the table."""
     ratios = []
     print("| model | first choice | s a step | fastest measured | s a step | ratio |\n"
           "| --- | --- | --- | --- | --- | --- |", flush=True)
-    for number in range(count):
+    for number in range(start, start + count):
         first, mine, least, best = compare(number)
         ratios.append(mine / least if mine > least * TIE else 1.0)
         print(f"| {number} | {first} | {mine:.3f} | {best} | {least:.3f} | {ratios[-1]:.2f} |", flush=True)
@@ -85,4 +91,5 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    given = [int(each) for each in sys.argv[1:]]
+    main(*(given + [20, 20][len(given):]))

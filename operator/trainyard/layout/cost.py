@@ -11,6 +11,12 @@ from trainyard.layout.types import BYTES, Layout, Seconds, Workload
 
 KERNELS = 40  # of one layer's forward pass in eager mode; twice as many in the backward pass
 ACHIEVED = 0.8  # share of a link's bandwidth that collectives reach, as nccl-tests print it for large messages
+GATHERED = 2
+"""Times that FSDP2 reads or writes each gathered parameter: what arrives is copied into the parameters. Tensor
+parallelism does the same with activations."""
+REDUCED = 3
+"""The same of gradients before they are reduced: they are copied into one tensor, and summed up to be watched. What
+replicas copy, and shards besides on CPUs, is in the CPU row's fitted links."""
 HOST = 0.45
 """Share of its memory's bandwidth that a host's AdamW reaches, and of its link that copies of ordinary memory do.
 ZeRO-Offload (https://arxiv.org/abs/2101.06840, table 4) updates 1, 4 and 10 billion parameters in 0.22, 1.03 and 2.57 s
@@ -123,7 +129,8 @@ def _tensor(work: Workload, layout: Layout, tokens: float) -> float:
         return 0.0
     amount = tokens * work.shape.hidden * BYTES[work.precision]
     messages = 4 if work.shape.experts else 8
-    return moved(work.hardware, 1, layout.tensor, messages * amount, messages)
+    return (moved(work.hardware, 1, layout.tensor, messages * amount, messages)
+            + GATHERED * messages * amount / work.hardware.stream)
 
 
 def _context(work: Workload, layout: Layout, tokens: float) -> float:
@@ -163,11 +170,13 @@ def _sharding(work: Workload, layout: Layout, layers: int, micros: int, busy: fl
     experts = layers * shape.expert_layer / layout.expert
     apart = layers if layout.expert * layout.tensor > 1 else 0  # messages: else they go with the rest of their layer
 
-    def spread(amount: int) -> float:
+    def spread(amount: int, touched: int) -> float:
+        copied = (whole if layout.sharding > 1 else 0.0) + (experts if others > 1 else 0.0)
         return (moved(hardware, layout.tensor, layout.sharding, whole * amount, units)
-                + (moved(hardware, layout.expert, others, experts * amount, apart) if experts else 0.0))
+                + (moved(hardware, layout.expert, others, experts * amount, apart) if experts else 0.0)
+                + touched * amount * copied / hardware.stream)
 
-    gather, scatter = spread(size), spread(work.reduced)
+    gather, scatter = spread(size, GATHERED), spread(work.reduced, REDUCED)
     if layout.pipeline > 1:  # whole gradients are added up; ZeRO-2 keeps what it has gathered for the whole step
         each = 2 * gather if layout.zero == 3 else 0.0
         time = micros * max(each - hardware.overlap * busy, each / (units + 1)) + scatter

@@ -113,11 +113,12 @@ HARDWARE: dict[str, Hardware] = {
             host_link=63 * GB, host_stream=2 * 307 * GB / 8, communicator=_NCCL, matrix=512,
             aliases=("H100", "H800")),
         Hardware(
-            "CPU", 0, {"fp32": 99e9, "bf16": 223e9, "fp16": 1e9}, 10e9, 0.70,
-            (Link("node", 256, 1.0 * GB, 150e-6), Link("network", INFINITE, 1.0 * GB, 300e-6)),
-            "one core a rank, measured on an EPYC of Zen 4 with torch 2.13: GEMM 99 GFLOP/s fp32 and 223 bf16, fp16 "
-            "without hardware 1; gloo over loopback. Memory is the pod's limit, where it has one",
-            context=0.45 * GIB, workspace=0.0, fragmentation=0.05, overlap=0.0, launch=6e-6, matrix=48,
+            "CPU", 0, {"fp32": 155e9, "bf16": 83e9, "fp16": 1e9}, 20e9, 0.74,
+            (Link("node", 256, 0.65 * GB, 1.5e-3), Link("network", INFINITE, 0.65 * GB, 3e-3)),
+            "one core a rank of a Xeon with AVX-512 but without AMX, torch 2.13: products of matrices 155 GFLOP/s in "
+            "fp32 and 83 in bf16, fp16 without hardware 1; the rest fitted to python -m planner.seconds, gloo over "
+            "loopback between processes that have a core each. Memory is the pod's limit, where it has one",
+            context=0.45 * GIB, workspace=0.0, fragmentation=0.05, overlap=0.0, launch=6e-6, matrix=72,
             host_copies=False, aliases=("cpu",)),
     )
 }  # fmt: skip

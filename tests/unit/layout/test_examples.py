@@ -17,8 +17,8 @@ from trainyard.layout.job import of_job
     ("llama2-70b-ascend", 8, 64,
      "shard 32, context 2, ulysses 2, ZeRO-3, micro-batch 1, selective recomputation"),
     ("llama2-70b-ascend", None, 512,
-     "shard 256, context 2, ulysses 2, ZeRO-3, micro-batch 1, selective recomputation"),
-    ("llama2-tiny-cpu", None, 4, "shard 4, ZeRO-2, micro-batch 4"),
+     "data 4, shard 64, context 2, ulysses 2, ZeRO-3, micro-batch 1, selective recomputation"),
+    ("llama2-tiny-cpu", None, 4, "data 2, shard 2, ZeRO-2, micro-batch 4"),
 ], ids=str)  # fmt: skip
 def test_an_example_fits(example: str, nodes: int | None, ranks: int, layout: str) -> None:
     work = of_job(job_in((REPOSITORY / "examples" / f"{example}.yaml").read_text()), nodes=nodes)
