@@ -96,6 +96,28 @@ def wait_gone(entries: list[Entry], seconds: float = _DEATH_SECONDS) -> list[Ent
     return left
 
 
+def wait_stopped(entries: list[Entry], seconds: float = _DEATH_SECONDS) -> list[Entry]:
+    """Wait until no thread of the processes does anything, as after SIGSTOP, which each thread takes on its own; returns
+    those of which one still did after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    left = entries
+    while (left := [entry for entry in left if not _stopped(entry.pid)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return left
+
+
+def _stopped(pid: int) -> bool:
+    """A thread or a process that has ended does nothing either."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        try:
+            state = thread.read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state not in "TtZX":
+            return False
+    return True
+
+
 class Ledger:
     """The record of one cluster. Safe to share between threads of one process."""
 

@@ -27,6 +27,7 @@ from trainer.data import batches
 take = batches.Batches.take
 def slow(self, numbers):
     while os.path.exists(os.environ["STUCK"]) and os.environ["RANK"] == "0":
+        open(os.environ["STUCK"] + "-here", "w").close()
         time.sleep(0.01)
     time.sleep(0.02)
     return take(self, numbers)
@@ -138,6 +139,7 @@ def test_a_rank_that_does_not_leave_in_time_is_started_anew(
     job.reaches(8)
     survivor = job.pid(0)
     job.stuck.touch()  # rank 0 works on and on before its next collective
+    wait_for(job.stuck.with_name("stuck-here").exists, 30, job.output)
     job.kill(1)
     wait_for(lambda: "have not left their groups" in job.output(), 30, job.output)
     job.stuck.unlink()

@@ -175,7 +175,7 @@ class Levers:
              word])  # fmt: skip
 
     def signal(self, service: str, name: str, signum: signal.Signals) -> None:
-        """Signal a service and, for deadly signals, wait until it is gone."""
+        """Signal a service and wait until it is gone, or stands still, if that is what the signal does."""
         targets = self.book.processes(service, name)
         if not targets:
             raise ClusterError(f"{service} {name}".strip() + " is not running")
@@ -186,6 +186,8 @@ class Levers:
             ledger.send(entry, signum)
         if signum in (signal.SIGTERM, signal.SIGKILL) and ledger.wait_gone(targets):
             raise ClusterError(f"{service} {name} is still there 10 s after signal {signum.name}; try kill")
+        if signum == signal.SIGSTOP and ledger.wait_stopped(targets):
+            raise ClusterError(f"{service} {name} still runs 10 s after SIGSTOP")
 
     def start(self, service: str, name: str) -> None:
         """Start a service and wait until it answers, where it has a way to."""

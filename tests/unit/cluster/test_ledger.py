@@ -121,3 +121,21 @@ launch.start(["touch", {str(witness)!r}], ledger=book, role="probe", log=Path({s
     with os.fdopen(read) as pipe:  # ends when the last process of the run has ended
         assert pipe.read() == ""
     assert not witness.exists()
+
+
+def test_a_process_is_paused_when_all_its_threads_stand_still() -> None:
+    threads = "import threading\nfor _ in range(20): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()"
+    process = subprocess.Popen([sys.executable, "-c", threads + "\nprint('all run', flush=True)"], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        entry = process_entry("threads", process.pid)
+        assert ledger.wait_stopped([entry], seconds=0) == [entry]
+        for _ in range(10):
+            ledger.send(entry, signal.SIGSTOP)
+            assert ledger.wait_stopped([entry]) == []
+            ledger.send(entry, signal.SIGCONT)
+    finally:
+        process.kill()
+        process.communicate()
+    assert ledger.wait_stopped([entry], seconds=0) == [], "one that has ended does nothing"
