@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from cluster import api, gotools, state
+from cluster import api, choice, gotools, images, state
 from cluster.api import DEFAULT_NAME, Cluster
 from cluster.errors import ClusterError
 from cluster.images import build
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     command("status", _status, "nodes, processes and where the kubeconfig is")
     command("env", _env, 'lines for a shell: eval "$(python -m cluster env)"')
     command("programs", _programs, "build the Go programs into the cache and print their folder")
+    command("prepare", _prepare, "build the programs and images that a cluster of this machine needs")
     kubectl = command("kubectl", _kubectl, "kubectl on the cluster: python -m cluster kubectl -- get pods")
     kubectl.add_argument("argv", nargs="*")
     image = command("image", _image, "build images: operator, trainer or all")
@@ -138,6 +139,11 @@ def _env(arguments: argparse.Namespace) -> None:
 
 def _programs(arguments: argparse.Namespace) -> None:
     print(gotools.binaries(Progress()))
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    gotools.binaries(Progress())
+    images.prepare(choice.choose_here(), Progress())
 
 
 def _kubectl(arguments: argparse.Namespace) -> int:

@@ -97,8 +97,8 @@ def wait_gone(entries: list[Entry], seconds: float = _DEATH_SECONDS) -> list[Ent
 
 
 def wait_stopped(entries: list[Entry], seconds: float = _DEATH_SECONDS) -> list[Entry]:
-    """Wait until no thread of the processes does anything, as after SIGSTOP, which each thread takes on its own; returns
-    those of which one still did after ``seconds``."""
+    """Wait until no thread of the processes does anything, for each takes SIGSTOP on its own; returns those of which
+    one still did after ``seconds``."""
     deadline = time.monotonic() + seconds
     left = entries
     while (left := [entry for entry in left if not _stopped(entry.pid)]) and time.monotonic() < deadline:

@@ -53,7 +53,7 @@ def find_programs() -> dict[str, Path]:
     if missing := [program for program in _PROGRAMS if program not in found]:
         raise NoBinaries(
             f"{', '.join(missing)} not found in {', '.join(map(str, folders)) or cache}; build the test cluster's "
-            "programs with `make up`, or point KUBEBUILDER_ASSETS at a folder that has them")
+            "programs with `make contract`, or point KUBEBUILDER_ASSETS at a folder that has them")
     return found
 
 

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from cluster.backend import Backend
 
 
+def prepare(provider: str, progress: Progress) -> None:
+    """Build our own images, so that no load has to. An existing cluster has what it has."""
+    for recipe in build.RECIPES.values():
+        if provider == "kind":
+            build.docker_build(recipe, progress)
+        elif provider == "builtin":
+            build.build(recipe, progress)
+
+
 def load(backend: Backend, provider: str, image: str, progress: Progress) -> str:
     """Build ``image`` if it names a program of ours, and bring it onto every node. Returns its name.
 

@@ -124,8 +124,8 @@ launch.start(["touch", {str(witness)!r}], ledger=book, role="probe", log=Path({s
 
 
 def test_a_process_is_paused_when_all_its_threads_stand_still() -> None:
-    threads = "import threading\nfor _ in range(20): threading.Thread(target=lambda: [None for _ in iter(int, 1)]).start()"
-    process = subprocess.Popen([sys.executable, "-c", threads + "\nprint('all run', flush=True)"], stdout=subprocess.PIPE)
+    busy = "import threading\nfor _ in range(20): threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start()"
+    process = subprocess.Popen([sys.executable, "-c", busy + "\nprint('all run', flush=True)"], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         process.stdout.readline()
