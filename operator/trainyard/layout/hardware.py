@@ -114,7 +114,7 @@ HARDWARE: dict[str, Hardware] = {
             aliases=("H100", "H800")),
         Hardware(
             "CPU", 0, {"fp32": 155e9, "bf16": 83e9, "fp16": 1e9}, 20e9, 0.74,
-            (Link("node", 256, 0.65 * GB, 1.5e-3), Link("network", INFINITE, 0.65 * GB, 3e-3)),
+            (Link("node", 256, 0.65 * GB, 1.5e-3), Link("network", INFINITE, 0.65 * GB, 1.8e-3)),
             "one core a rank of a Xeon with AVX-512 but without AMX, torch 2.13: products of matrices 155 GFLOP/s in "
             "fp32 and 83 in bf16, fp16 without hardware 1; the rest fitted to python -m planner.seconds, gloo over "
             "loopback between processes that have a core each. Memory is the pod's limit, where it has one",
