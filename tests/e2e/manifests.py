@@ -78,6 +78,22 @@ def training(name: str, namespace: str, *, nodes: int = 2, procs: int = 1, steps
     })  # fmt: skip
 
 
+def leave(folder: Path, code: int) -> None:
+    """Let rank 1 of a `counting` job leave with this code, once. It looks at any time: the file is there whole or not
+    at all."""
+    fresh = folder / "fail"
+    fresh.write_text(str(code))
+    fresh.chmod(0o666)
+    fresh.replace(folder / "fail-1")
+
+
+def check_lost_pods(status: Object, number: int) -> None:
+    """So many pods were lost in turn, and that counts against nobody. If the word of a supervisor that it was told to
+    stop arrives before that of its pod's end, it is a move."""
+    assert status["restarts"]["counted"] == 0
+    assert [each["cause"] in ("PodLost", "Moved") for each in status["recoveries"]] == [True] * number
+
+
 def wait_kept(yard: Yard, job: Job, step: int, seconds: float = 120, rank: int = 0) -> int:
     """Wait until a rank of a `counting` job has kept at least `step`, which its file on the volume tells at once; the
     job's status follows within 5 s only. Returns the step."""

@@ -10,7 +10,9 @@ from harness.devices import RESOURCE
 from harness.installation import Yard
 from harness.job import Object, Timeout
 
-_WAIT = "import os, pathlib, time\nwhile not pathlib.Path('/dev/shm/stop').exists(): time.sleep(0.1)\n"
+# /dev/shm is the sandbox's: what is left there would stop the container that is started next, too.
+_WAIT = ("import pathlib, time\nstop = pathlib.Path('/dev/shm/stop')\n"
+         "while not stop.exists(): time.sleep(0.1)\nstop.unlink()\n")
 
 
 class Pods:

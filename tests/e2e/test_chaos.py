@@ -12,6 +12,6 @@ CASES = "1,2"
 @pytest.mark.timeout(600)
 def test_the_quickest_cases(yard: Yard, namespace: str) -> None:
     yard.needs("disks")
-    results = Driver(yard, namespace, settle=4).run(select(CASES), times=1, beside_times=0)
+    results = Driver(yard, namespace, settle=4, same=2.0).run(select(CASES), times=1, beside_times=0)
     assert not {result.key: result.failed for result in results if result.failed}
     assert all(len(result.recovered) == 1 and result.losses.startswith("equal") for result in results)

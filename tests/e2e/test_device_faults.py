@@ -26,6 +26,7 @@ def node_condition(yard: Yard, node: str) -> Object:
 
 def test_a_fault_in_use_moves_the_pod_and_an_unused_one_nothing(yard: Yard, devices: Devices, namespace: str) -> None:
     run = Run(yard, devices, namespace, "in-use", steps=90, apart=True)
+    run.hold()
     run.wait_steps(5)
     node, ids = run.place(1)
     assert len(ids) == 4
@@ -54,6 +55,7 @@ def test_a_fault_in_use_moves_the_pod_and_an_unused_one_nothing(yard: Yard, devi
     run.wait_steps(5)
     devices.wait("it takes new work", lambda: devices.allocatable(node) == 8)
     devices.wait("the node is well", lambda: node_condition(yard, node).get("status") == "True")
+    run.release()
     status = run.succeeded()
     assert status["restarts"] == {"total": 1, "counted": 0}, "a device that comes back restarts nothing"
     assert run.starts(0) == run.starts(1) == 2

@@ -86,9 +86,14 @@ def test_kubelet_turns_a_pod_away_when_it_starts_again(yard: Yard, devices: Devi
     """The pod was bound while kubelet was down, and when it is back it has no devices to give."""
     yard.needs("kubelet")
     made_new(devices, whole(ONE))
-    yard.cluster.stop("kubelet", ONE)
-    try:
+    yard.cluster.kubectl("cordon", ONE)
+    try:  # all that comes before placement is over when kubelet ends: soon after it the node is not used
         run = Run(yard, devices, namespace, "turned-away", nodes=1, per_node=2, steps=5)
+        run.job.wait("waiting", _is_waiting(run.job))
+        yard.cluster.stop("kubelet", ONE)
+    finally:
+        yard.cluster.kubectl("uncordon", ONE)
+    try:
         devices.wait("the pod is bound", lambda: (run.job.pod(0) or {}).get("spec", {}).get("nodeName"), 6)
         devices.unreadable(ONE, "a test")
         devices.wait("nothing can be given", lambda: devices.ready(ONE)["status"] == "False")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from e2e.manifests import counting, wait_kept
 from harness.installation import Yard
-from harness.job import Job, progress
+from harness.job import Job, Object, progress
 
 RENDERED = "trainyard.dev/rendered"
 
@@ -16,6 +18,10 @@ def pod_facts(job: Job) -> dict[str, tuple[str, str]]:
         pod["metadata"]["name"]: (pod["metadata"]["uid"], pod["metadata"]["annotations"][RENDERED])
         for pod in job.pods()
     }
+
+
+def _recovered(times: int) -> Callable[[Object], bool]:
+    return lambda status: len(status.get("recoveries") or ()) == times and status["state"] == "Running"
 
 
 @pytest.mark.timeout(600)
@@ -35,7 +41,7 @@ def _live(yard: Yard, namespace: str) -> None:
     yard.install("--set", "image.trainer.tag=another,operator.podGoneSeconds=6")
     assert pod_facts(job) == before
     job.kill_pod("throughout-1-1")
-    job.wait("a replacement that trains", lambda s: s["restarts"]["total"] == 1 and s["state"] == "Running", 90)
+    job.wait("a replacement that trains", _recovered(1), 90)
     replaced = pod_facts(job)
     assert replaced["throughout-0-1"] == before["throughout-0-1"], "the survivor stays"
     assert replaced["throughout-1-2"][1] == before["throughout-1-1"][1], "a replacement is made like its peers"
@@ -56,7 +62,7 @@ def _live(yard: Yard, namespace: str) -> None:
         wait_kept(yard, job, step + 5)
         assert pod_facts(job) == replaced
         job.kill_pod("throughout-0-1")
-        job.wait("another recovery", lambda s: s["restarts"]["total"] == 2 and s["state"] == "Running", 90)
+        job.wait("another recovery", _recovered(2), 90)
         job.delete()
         job.wait_gone()
     finally:

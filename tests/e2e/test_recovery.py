@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from e2e.manifests import counting, training, wait_kept
+from e2e.manifests import check_lost_pods, counting, leave, training, wait_kept
 from harness.installation import Yard
 from harness.job import Job, Object
 
@@ -61,7 +61,13 @@ def test_a_lost_pod_is_replaced_and_its_peers_stay(yard: Yard, namespace: str, i
     survivor = job.pod(1 - index)
     assert survivor is not None
     assert survivor["metadata"]["uid"] == other["metadata"]["uid"]
-    assert status["restarts"] == {"total": 1, "counted": 0}, "the loss of a pod is nobody's fault"
+    check_lost_pods(status, 1)
+
+
+def near(saved: str, start: str) -> bool:
+    """Is it the step that rank 0 saved? The job goes on from the last that both have, and they do not wait for each
+    other."""
+    return abs(int(saved) - int(start)) <= 2
 
 
 def test_a_deleted_pod_is_moved_with_a_checkpoint(yard: Yard, namespace: str) -> None:
@@ -72,7 +78,8 @@ def test_a_deleted_pod_is_moved_with_a_checkpoint(yard: Yard, namespace: str) ->
     starts = [line.split() for line in (yard.volume(namespace) / "moved" / "starts-1").read_text().splitlines()]
     assert len(starts) == 2, "one move, one new start"
     saved = re.findall(r"rank 0 saved step (\d+)", job.logs("moved-0-1"))
-    assert saved == [starts[1][1]], "the step saved by Drain is the one it goes on from"
+    assert len(saved) == 1
+    assert near(saved[0], starts[1][1]), "the step saved by Drain is the one it goes on from"
 
 
 def test_cordon_moves_nobody_a_drain_and_a_no_execute_taint_do_with_a_checkpoint(yard: Yard, namespace: str) -> None:
@@ -112,19 +119,18 @@ def test_cordon_moves_nobody_a_drain_and_a_no_execute_taint_do_with_a_checkpoint
     assert {each["cause"] for each in status["recoveries"]} <= {"Moved"}
     starts = [line.split()[1] for line in (yard.volume(namespace) / job.name / "starts-1").read_text().splitlines()]
     saved = re.findall(r"rank 0 saved step (\d+)", job.logs(f"{job.name}-0-{before[0]}"))
-    assert len(starts) == 3
-    assert saved == starts[1:], "each goes on from the step that was saved for it"
+    assert (len(starts), len(saved)) == (3, 2)
+    assert all(map(near, saved, starts[1:])), "each goes on from the step that was saved for it"
 
 
 def test_the_trainer_goes_on_from_its_checkpoint(yard: Yard, namespace: str) -> None:
-    job = yard.api.apply(training("resumed", namespace, steps=40))
+    job = yard.api.apply(training("resumed", namespace, steps=120))
     job.wait("a checkpoint", lambda s: (s.get("checkpoint") or {}).get("durableStep", 0) >= 5, 240)
     job.kill_pod("resumed-1-1")
     status = job.wait_state("Succeeded", 300)
-    assert status["progress"]["step"] == 40
-    assert status["restarts"] == {"total": 1, "counted": 0}
-    (recovery,) = status["recoveries"]
-    assert recovery["lostSteps"] <= 40 - 5
+    assert status["progress"]["step"] == 120
+    check_lost_pods(status, 1)
+    assert status["recoveries"][0]["lostSteps"] <= 120 - 5
 
 
 def test_a_dead_kubelet_replaces_nothing_while_steps_go_on(yard: Yard, namespace: str) -> None:
@@ -174,8 +180,7 @@ def start_and_fail(yard: Yard, namespace: str, name: str, code: int, policy: Obj
     folder.chmod(0o777)
     job = yard.api.apply(counting(name, namespace, yard.trainer_image, nodes=2, steps=25, failurePolicy=policy))
     wait_kept(yard, job, 3)
-    (folder / "fail-1").write_text(str(code))
-    (folder / "fail-1").chmod(0o666)
+    leave(folder, code)
     return job
 
 

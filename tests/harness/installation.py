@@ -96,11 +96,11 @@ class Yard:
         self.api.core.delete_namespace(namespace)
         self.api.core.delete_persistent_volume(f"shared-{namespace}")
 
-    def operator_pods(self) -> list[Object]:
-        """The operator's pods that are not on their way out, raw."""
+    def operator_pods(self, ending: bool = False) -> list[Object]:
+        """The operator's pods, raw; those that are on their way out only if `ending`."""
         found = self.api.core.list_namespaced_pod(SYSTEM, label_selector="app.kubernetes.io/component=operator")
         pods = self.api.client.sanitize_for_serialization(found)["items"]
-        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        return [pod for pod in pods if ending or "deletionTimestamp" not in pod["metadata"]]
 
     def leader(self) -> str:
         """Name of the pod that holds the lease, empty if nobody does."""
@@ -139,9 +139,10 @@ class Yard:
         apps.patch_namespaced_deployment_scale("trainyard", SYSTEM, {"spec": {"replicas": replicas}})
         deadline = time.monotonic() + 90
         while True:
-            ready = [p for p in self.operator_pods() if any(
+            pods = self.operator_pods(ending=replicas == 0)  # one that is ending still acts
+            ready = [p for p in pods if any(
                 c["type"] == "Ready" and c["status"] == "True" for c in p["status"].get("conditions", []))]  # fmt: skip
-            if len(ready) == replicas == len(self.operator_pods()):
+            if len(ready) == replicas == len(pods):
                 return
             if time.monotonic() > deadline:
                 raise Timeout(f"the operator has {len(ready)} ready pods, expected {replicas}")
