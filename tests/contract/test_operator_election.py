@@ -24,7 +24,7 @@ def test_a_follower_takes_over_from_a_killed_leader(kubeconfig: Path, here: Play
             one.kill()
             killed = time.monotonic()
             here.submit("orphan")
-            here.until_pods(4, seconds=15)
+            here.until_pods(4, seconds=40)
             print(f"new leader after a kill: gang created {time.monotonic() - killed:.1f} s later")
             assert two.leads
 
@@ -50,7 +50,7 @@ def test_a_leader_that_was_asleep_writes_nothing(kubeconfig: Path, here: Playgro
         with run_operator(kubeconfig, tmp_path, "two", namespace=NAMESPACE) as two:
             until("two is ready to follow", 20, lambda: two.ready()[0] == 200)
             one.freeze()
-            until("two leads", 15, lambda: two.leads)
+            until("two leads", 40, lambda: two.leads)
             wrote = len([line for line in one.lines() if "created pod" in line["msg"]])
             here.submit("job")
             one.thaw()

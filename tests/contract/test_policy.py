@@ -12,6 +12,7 @@ import pytest
 from chart.helm import NAMESPACE as OPERATOR_NAMESPACE
 from contract.apiserver import ApiServer
 from contract.manifests import changed, report, world
+from contract.operator_process import until
 from contract.rest import GROUP, Answer, Rest
 from supervisor.report import as_yaml
 from trainyard.kube.client import APPLY, encoded
@@ -190,8 +191,9 @@ def test_a_pod_cannot_report_in_another_namespace(worker: Worker, tenants: ApiSe
         "apiVersion": f"{_RBAC}/v1", "kind": "RoleBinding", "metadata": {"name": "foreign", "namespace": OTHER},
         "roleRef": {"apiGroup": _RBAC, "kind": "ClusterRole", "name": "trainyard-worker"},
         "subjects": [{"kind": "ServiceAccount", "name": "job", "namespace": TENANT}]})
-    answer = worker.rest.create(reports(OTHER), worker.report())
-    assert refused(answer, f"its token is of namespace {TENANT}"), str(answer)
+    # A binding is in force a moment after it was made.
+    until("the policy refuses", 20, lambda: refused(worker.rest.create(reports(OTHER), worker.report()),
+                                                    f"its token is of namespace {TENANT}"))
     tenants.kubectl("delete", "rolebinding", "foreign", "-n", OTHER)
 
 
@@ -215,9 +217,8 @@ def test_all_rights_in_the_namespace_do_not_help(tenants: ApiServer, clients: Ex
 
 def test_a_deleted_pods_token_is_refused(worker: Worker, tenants: ApiServer) -> None:
     tenants.kubectl("delete", "pod", worker.pod, "-n", TENANT, "--grace-period=0", "--force")
-    answer = worker.rest.get(f"{GROUP}/namespaces/{TENANT}/worlds")
-    # The API server remembers a token that it has seen for some seconds; this one it has not.
-    assert answer.status == 401, str(answer)
+    # The API server learns of it in a moment, and remembers a token that it has seen for ten seconds.
+    until("the token is refused", 30, lambda: worker.rest.get(f"{GROUP}/namespaces/{TENANT}/worlds").status == 401)
 
 
 @pytest.fixture(scope="module")

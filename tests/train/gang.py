@@ -22,6 +22,18 @@ IMPORTS = f"{ROOT}/operator:{ROOT}/trainer-image:{ROOT}/tests"
 # What a rank imports before its first step: seconds, which a process that only forks spends once for all tests.
 PRELOADED = ["pytest", "torch", "trainer.pretrain", "train.gang", "torch.distributed.fsdp", "torch._dynamo",
              "transformers.models.llama.configuration_llama", "transformers.models.llama.modeling_llama"]
+# A trainer that goes on only when a checkpoint is written: else the next is as late as that one is slow.
+PUNCTUAL = """
+import runpy, sys
+from trainer.checkpoint.saver import Saver
+start = Saver.start
+def start_and_wait(self, *given, **named):
+    start(self, *given, **named)
+    self.wait()
+Saver.start = start_and_wait
+sys.argv = ["trainer"]
+runpy.run_module("trainer", run_name="__main__")
+"""
 LOSS = re.compile(r"^step (\d+)/\d+ loss (\S+) norm (\S+) ", re.MULTILINE)
 
 

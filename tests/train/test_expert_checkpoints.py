@@ -40,7 +40,7 @@ def test_checkpoints_carry_places(tmp_path: Path, skewed: dict[str, Any]) -> Non
 def test_copies_in_memory_carry_places(tmp_path: Path, skewed: dict[str, Any], pods: Pods, lost: bool) -> None:  # noqa: F811
     """Ranks, or a pod with its memory, are lost after experts have moved: every digit is that of the run without."""
     pods.ranks_each = 1
-    steps = 8
+    steps = 30
     asked = {**skewed, "steps": steps, "parallel": {"shard": 2, "expert": 2}, "experts": {"moveEvery": 1}}
     right = train(tmp_path / "right", asked, 2).losses
     with Gang(tmp_path / "first", [asked] * 2, of_rank=pods.environment()) as gang:

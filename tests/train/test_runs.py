@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train.gang import Ended, Gang, train
+from train.gang import PUNCTUAL, Ended, Gang, train
 
 LEARNT = 4.0  # loss after 30 steps; chance is ln 384 = 5.95
 
@@ -32,7 +32,9 @@ def test_undisturbed_run_learns_evaluates_exports(tmp_path: Path, config: dict[s
     assert progress["evaluationLoss"] < LEARNT
     assert progress["tokensPerSecond"] > 0
     assert ended.out[0].count("evaluation loss") == 3
-    assert {path.name for path in (tmp_path / "ck").glob("step-*")} == {"step-10.g1", "step-20.g1", "step-30.g1"}
+    names = {path.name for path in (tmp_path / "ck").glob("step-*")}
+    assert len(names) == 3, "the second is late if the first took long"
+    assert {"step-10.g1", "step-30.g1"} <= names
 
     check_export(tmp_path / "ck" / "export")
     again = train(tmp_path / "again", config, checkpoint=tmp_path / "ck", generation="2")
@@ -123,7 +125,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[Path,
                  "tokenizer": str(corpus / "tokenizer.json"), "sequenceLength": 32, "cache": str(corpus / "cache")},
         "steps": 24, "batchSize": 8, "export": False, "optimizer": {"learningRate": 3e-3},
     }
-    ended = train(folder / "run", config, checkpoint=folder / "ck")
+    ended = train(folder / "run", config, checkpoint=folder / "ck", program=("-c", PUNCTUAL))
     assert ended.codes == [0, 0], ended.text
     shutil.rmtree(folder / "ck" / "step-24.g1")
     return folder / "ck", config, ended

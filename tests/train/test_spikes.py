@@ -14,7 +14,7 @@ def test_a_spike_is_as_if_the_batches_had_been_left_out(tmp_path: Path, config: 
     config.update(steps=20, export=False, parallel={"shard": 2})
     told = train(tmp_path / "told", {**config, "skipSteps": [9, 10, 11, 12, 13]})
     assert told.codes == [0, 0], told.text
-    with Gang(tmp_path / "spiked", [{**config, "spike": SPIKE}] * 2, checkpoint=tmp_path / "ck", every=4,
+    with Gang(tmp_path / "spiked", [{**config, "spike": SPIKE}] * 2, checkpoint=tmp_path / "ck", every=8,
               environment={"TRAINYARD_INJECT": "spike:step=13"}) as gang:
         spiked = gang.wait()
         (warning,) = gang.progress()["warnings"]

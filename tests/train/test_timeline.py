@@ -18,10 +18,8 @@ def table(page: str) -> list[dict[str, float]]:
     return [dict(zip(COLUMNS, (float(cell.rstrip("%")) for cell in row[1:]), strict=True)) for row in rows]
 
 
-@pytest.mark.parametrize(("parallel", "busy", "idle"), [
-    ({"shard": 2}, "communication", "bubble"), ({"pipeline": 2}, "bubble", "communication")])
-def test_summary_and_trace(tmp_path: Path, config: dict[str, Any], parallel: dict[str, Any], busy: str,
-                           idle: str) -> None:
+@pytest.mark.parametrize(("parallel", "busy"), [({"shard": 2}, "communication"), ({"pipeline": 2}, "bubble")])
+def test_summary_and_trace(tmp_path: Path, config: dict[str, Any], parallel: dict[str, Any], busy: str) -> None:
     config |= {"steps": 6, "parallel": parallel, "profile": {"first": 3, "steps": 2}, "export": False}
     ended = train(tmp_path / "run", config, 2, checkpoint=tmp_path / "ck", every=3)
     assert ended.codes == [0, 0], ended.text
@@ -35,7 +33,7 @@ def test_summary_and_trace(tmp_path: Path, config: dict[str, Any], parallel: dic
         assert shares["data"] > 0
         assert shares["checkpoint"] > 0  # step 3 is saved
     assert max(shares[busy] for shares in ranks) > 1, page
-    assert max(shares[idle] for shares in ranks) < max(shares[busy] for shares in ranks), page
+    assert busy == "bubble" or not any(shares["bubble"] for shares in ranks), page
     assert ("Bubble: " in page) == ("pipeline" in parallel)
     for rank in range(2):
         trace = json.loads((tmp_path / "ck" / "profile" / f"trace-rank-{rank}.json").read_text())

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import queue
+import socket
 import threading
 import time
 import urllib.parse
@@ -30,6 +31,7 @@ class FakeApi:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._server: http.server.ThreadingHTTPServer | None = None
+        self._open: set[socket.socket] = set()
         self.port = 0
 
     def __enter__(self) -> FakeApi:
@@ -54,17 +56,28 @@ class FakeApi:
             daemon_threads = True
             allow_reuse_address = True
 
+            def process_request(self, request: Any, client_address: Any) -> None:
+                api._open.add(request)
+                super().process_request(request, client_address)
+
+            def shutdown_request(self, request: Any) -> None:
+                api._open.discard(request)
+                super().shutdown_request(request)
+
         self._server = Server(("127.0.0.1", self.port), Handler)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def down(self) -> None:
-        """Close the port and every watch."""
+        """Close the port, every watch and every connection that is kept."""
         if self._server is not None:
             server, self._server = self._server, None
             server.shutdown()
             server.server_close()
             self.cut()
+            for kept in list(self._open):
+                with contextlib.suppress(OSError):
+                    kept.shutdown(socket.SHUT_RDWR)
 
     def cut(self) -> None:
         """End every watch."""

@@ -170,7 +170,7 @@ def test_ranks_start(npu_pod: Callable[..., SupervisedPod], api: FakeApi, script
     pod = npu_pod(script)
     operator.run(pod)
     operator.report("Finished")
-    assert "[rank 0] rank runs" in pod.output()
+    pod.wait_output("[rank 0] rank runs")
     assert said in pod.output() if said else "devices" not in pod.output()
     operator.put(phase="Done")
     assert pod.wait() == 0

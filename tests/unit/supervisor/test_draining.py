@@ -71,7 +71,7 @@ def test_ranks_of_all_pods_save_when_one_pod_is_told_to_end(start: Callable[...,
     operator.report("Drained")
     for index, pod in enumerate(pods):
         for rank in (0, 1):
-            assert f"[rank {2 * index + rank}] saved" in pod.output()
+            pod.wait_output(f"[rank {2 * index + rank}] saved")
     assert pods[1].wait() == 143
     assert not [spec for _, _, spec in api.reports if spec["kind"] in ("RankFailed", "Finished")]
 

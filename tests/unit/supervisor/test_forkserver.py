@@ -139,6 +139,7 @@ def test_the_ends_of_a_fork(start: Start, api: FakeApi, modules: Path, how: str)
     if status == 0:
         operator.report("Finished")
         if how == "atexit":
+            pod.wait_output("] last words\n")
             assert re.search(r"\] a thread\n.*\] last words\n", pod.output(), re.DOTALL)
     else:
         failure = operator.report("RankFailed")["failure"]
@@ -168,7 +169,7 @@ def test_the_forms_of_a_command(start: Start, api: FakeApi, modules: Path, form:
     else:
         operator.report("Finished")
     (line,) = (plain.stdout + plain.stderr).splitlines()
-    assert f"[rank 0] {line}\n" in pod.output()
+    pod.wait_output(f"[rank 0] {line}\n")
 
 
 LONG = "import os, time; print('up', os.environ['TRAINYARD_GENERATION'], os.getpid(), flush=True); time.sleep(1000)"

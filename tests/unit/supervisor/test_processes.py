@@ -215,16 +215,20 @@ def test_an_api_that_is_away_at_first(start: Start, api: FakeApi) -> None:
 
 
 @pytest.mark.parametrize("preload", ["", "json"])
-def test_without_the_api_the_gang_starts_again_by_itself(start: Start, api: FakeApi, preload: str) -> None:
-    operator = Operator(api, size=2)
+def test_without_the_api_the_gang_starts_again_by_itself(start: Start, api: FakeApi, preload: str, tmp_path: Path
+                                                         ) -> None:
+    operator, go = Operator(api, size=2), tmp_path / "go"
     code = ("import os, sys, time; g = os.environ['TRAINYARD_GENERATION']; print('at', g, flush=True)\n"
-            "if g == '1': time.sleep(1 if os.environ['RANK'] == '1' else 1000); sys.exit(1)")
+            "if g == '1':\n"
+            f" while os.environ['RANK'] != '1' or not os.path.exists({str(go)!r}): time.sleep(0.02)\n"
+            " sys.exit(1)")
     program = [PYTHON, "-c", code] if preload else python(code)  # -S is an option that no fork can have
     pods = [start(program, index=index, nodes=2, command=HURRIED, TRAINYARD_PRELOAD=preload) for index in (0, 1)]
     operator.run(pods[0])
     for pod in pods:
         pod.wait_output("at 1\n")
     api.down()
+    go.touch()
     for pod in pods:
         pod.wait_output("at 1.1\n")
         assert ("imported ahead" in pod.output()) is bool(preload)
@@ -259,7 +263,7 @@ def test_nothing_that_a_program_writes_silences_its_pod(start: Start, api: FakeA
     operator.run(pod)
     failure = operator.report("RankFailed")["failure"]
     assert (failure["root"], failure["rank"], failure["exitCode"]) == (True, 0, 3)
-    assert "going on without words" in pod.output()
+    pod.wait_output("going on without words")
 
 
 def test_a_flood_of_output_stalls_nothing(start: Start, api: FakeApi) -> None:
@@ -340,7 +344,7 @@ def test_descriptors_for_a_large_gang(start: Start, api: FakeApi) -> None:
     pod = start(["sh", "-c", "echo files $(ulimit -Sn)"], command=few)
     operator.run(pod)
     operator.report("Finished")
-    assert f"files {65536 if hard == resource.RLIM_INFINITY else min(65536, hard)}\n" in pod.output()
+    pod.wait_output(f"files {65536 if hard == resource.RLIM_INFINITY else min(65536, hard)}\n")
 
 
 def test_a_second_sigterm_changes_nothing(start: Start, api: FakeApi) -> None:
@@ -362,7 +366,7 @@ def test_signals_that_mean_something_to_programs_are_passed_on(start: Start, api
     pod.wait_output("[rank 0] up")
     pod.process.send_signal(signal.SIGUSR1)
     operator.report("Finished")
-    assert "[rank 0] got usr1" in pod.output()
+    pod.wait_output("[rank 0] got usr1")
     assert pod.process.poll() is None
 
 

@@ -49,6 +49,7 @@ def test_a_copier_that_died_with_the_ranks_is_waited_for(tmp_path: Path) -> None
     later = threading.Timer(0.5, lambda: made.append(listen(tmp_path, lambda _: b'{"address": "1.2.3.4:5"}\n')))
     later.start()
     assert Copier(tmp_path).meet("2") == "1.2.3.4:5"
+    later.join()
     made[0].close()
 
 
