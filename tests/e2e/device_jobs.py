@@ -117,14 +117,10 @@ class Run:
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     def hold(self) -> None:
-        """The job does not end before `release`."""
+        """The job does not end before `succeeded` is called."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o777)
         (self.folder / "hold").touch()
-
-    def release(self) -> None:
-        """The job may end."""
-        (self.folder / "hold").unlink()
 
     def pod(self, index: int) -> Object:
         """The pod that holds an index. Raises Timeout if there is none."""
@@ -175,7 +171,9 @@ class Run:
         return list(self.job.wait(f"{count} recoveries", over, seconds)["recoveries"])
 
     def succeeded(self, seconds: float = 240) -> Object:
-        """Wait for the end, and check that every step was taken exactly once. Returns the status."""
+        """Wait for the end, for which it is no longer held, and check that every step was taken exactly once. Returns
+        the status."""
+        (self.folder / "hold").unlink(missing_ok=True)
         status = self.job.wait_state("Succeeded", seconds)
         assert status["restarts"]["counted"] == 0, f"{status['restarts']} {status['recoveries']}"
         assert self.step() == self.steps

@@ -157,6 +157,7 @@ def test_a_job_leaves_a_device_that_another_plugin_calls_ill(
     yard.cluster.kubectl("cordon", OURS)
     try:
         run = Run(yard, devices, namespace, "observed", nodes=1, per_node=1, steps=60)
+        run.hold()
         run.wait_steps(5)
     finally:
         yard.cluster.kubectl("uncordon", OURS)

@@ -99,7 +99,6 @@ def test_random_faults(yard: Yard, devices: Devices, namespace: str) -> None:
             chaos.event()
             time.sleep(max(0.0, SECONDS * (number + 1) / EVENTS - (time.monotonic() - begun)))
         devices.describe(whole())
-        run.release()
         status = run.succeeded(END_SECONDS)
     except BaseException:
         print(f"seed {SEED}, {len(chaos.done)} events:", *chaos.done, sep="\n  ")

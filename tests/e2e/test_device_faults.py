@@ -55,7 +55,6 @@ def test_a_fault_in_use_moves_the_pod_and_an_unused_one_nothing(yard: Yard, devi
     run.wait_steps(5)
     devices.wait("it takes new work", lambda: devices.allocatable(node) == 8)
     devices.wait("the node is well", lambda: node_condition(yard, node).get("status") == "True")
-    run.release()
     status = run.succeeded()
     assert status["restarts"] == {"total": 1, "counted": 0}, "a device that comes back restarts nothing"
     assert run.starts(0) == run.starts(1) == 2
@@ -63,6 +62,7 @@ def test_a_fault_in_use_moves_the_pod_and_an_unused_one_nothing(yard: Yard, devi
 
 def test_rank_0_and_then_both_at_once(yard: Yard, devices: Devices, namespace: str) -> None:
     run = Run(yard, devices, namespace, "rank-0", steps=80)
+    run.hold()
     run.wait_steps(5)
     node, ids = run.place(0)
     assert run.place(1)[0] == node, "two pods of half a node each are one node's work"
@@ -87,6 +87,7 @@ def test_rank_0_and_then_both_at_once(yard: Yard, devices: Devices, namespace: s
 
 def test_a_device_that_flaps_is_one_recovery_and_then_kept_out(yard: Yard, devices: Devices, namespace: str) -> None:
     run = Run(yard, devices, namespace, "flap", steps=80)
+    run.hold()
     run.wait_steps(5)
     node, ids = run.place(1)
     for number in range(6):
@@ -109,6 +110,7 @@ def test_a_device_that_flaps_is_one_recovery_and_then_kept_out(yard: Yard, devic
 
 def test_a_fault_during_start_up(yard: Yard, devices: Devices, namespace: str) -> None:
     run = Run(yard, devices, namespace, "start-up", steps=20, per_node=8)
+    run.hold()
     run.job.wait("pods", lambda status: len(run.job.pods()) == 2)
     node = run.pod(1)["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
         "nodeSelectorTerms"][0]["matchFields"][0]["values"][0]
@@ -124,6 +126,7 @@ def test_no_healthy_device_is_left(yard: Yard, devices: Devices, namespace: str)
     """Two nodes for two pods of eight: the survivor keeps its place, and the job waits for the device itself."""
     made_new(devices, whole(*NODES[:2]))
     run = Run(yard, devices, namespace, "nowhere", steps=40, per_node=8)
+    run.hold()
     run.wait_steps(5)
     node, ids = run.place(1)
     devices.fault(node, ids[7], **STOPS)
@@ -143,6 +146,7 @@ def test_two_jobs_compete_for_one_ring(yard: Yard, devices: Devices, namespace: 
     """One node, one ring of it taken for the time being: never half a job, never four devices of two rings."""
     made_new(devices, whole(NODES[0]))
     long = Run(yard, devices, namespace, "long", nodes=1, steps=100)
+    long.hold()
     long.wait_steps(1)
     both = [Run(yard, devices, namespace, f"rival-{number}", nodes=1, steps=8) for number in range(2)]
     seen: dict[str, set[str]] = {}
@@ -180,6 +184,5 @@ def test_restarts_of_agent_kubelet_and_containerd_are_no_business_of_a_job(
         devices.wait_served(90)
         status = run.job.status()
         assert status["restarts"]["counted"] == 0, f"{what}: {status['recoveries']}"
-    run.release()
     run.succeeded()
     assert run.starts(1) == 1, "training did not notice"

@@ -24,7 +24,8 @@ def uncounted(run: Run) -> Object:
 def test_a_container_is_kept_off_a_device_that_went_bad_after_it_was_given(
         yard: Yard, devices: Devices, namespace: str) -> None:
     made_new(devices, whole(ONE, TWO))
-    run = Run(yard, devices, namespace, "late", nodes=1, steps=10, gate=True)
+    run = Run(yard, devices, namespace, "late", nodes=1, steps=20, gate=True)
+    run.hold()
     node = run.wait_gate()
     ids = devices.held(node)[f"{namespace}/{run.pod(0)['metadata']['name']}"]
     first = run.pod(0)["metadata"]["uid"]
@@ -69,7 +70,6 @@ def test_the_agent_is_away(yard: Yard, devices: Devices, namespace: str) -> None
         assert run.job.status()["avoid"] == [], "it is not the node"
         uncounted(run)
     assert starts.pod(0)["metadata"]["uid"] != first
-    runs.release()
     uncounted(runs)
 
 
