@@ -102,6 +102,7 @@ VARIANTS: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (2, {"pipeline": 2, "schedule": "ZBV"}, {"activationCheckpointing": "full"}),
     (2, {"shard": 2}, {"model": {"tie_word_embeddings": True}}),
     (4, {"tensor": 2, "shard": 2}, {"model": {"tie_word_embeddings": True}}),
+    (2, {"tensor": 2}, {"model": {"pad_token_id": 200}}),  # whose vector is not trained, and which the second rank has
     (2, {"shard": 2}, {"optimizer": {"learningRate": 1e-3, "warmupSteps": 1, "offload": True}}),
     (4, {"context": 4, "ulysses": 4}, {"model": {"num_key_value_heads": 2}}),  # key-value heads are copied
     (2, {"tensor": 2}, {"twoBatchOverlap": True, "microBatchSize": 4}),

@@ -7,10 +7,11 @@ from planner.cases import LAYOUTS, LEAST, estimated, large_cases, memory_case
 from planner.memory import compare
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_memory_is_estimated(number: int) -> None:
+@pytest.mark.parametrize(("number", "off"), [(1, 0.25), (2, 0.25), (3, 0.25), (136, 0.15)])
+def test_memory_is_estimated(number: int, off: float) -> None:
+    """136: tensor parallel with a large vocabulary, of whose gradients a rank makes its own part only."""
     layout, found, said = compare(number)
-    assert said == pytest.approx(found, rel=0.25), layout
+    assert said == pytest.approx(found, rel=off), layout
 
 
 def test_what_the_table_is_made_of_is_large_and_of_every_layout() -> None:

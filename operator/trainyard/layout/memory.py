@@ -113,8 +113,9 @@ def _on_rank(work: Workload, layout: Layout, rank: int, kept: float, whole: floa
 
     turning = (MASTER * mine, gathered, gradients if micros > 1 else 0.0, optimizer, activations, logits, 0.0,
                checkpoint)  # fmt: skip
-    left = gathered if layout.pipeline > 1 else size * root if gathered else 0.0
-    ending = (MASTER * mine, left, gradients, optimizer, 0.0, 0.0, _reducing(layout, block, root, size), checkpoint)
+    left = 0.0 if _alike(layout, size) else gathered if layout.pipeline > 1 else size * root if gathered else 0.0
+    ending = (MASTER * mine, left, gradients, optimizer, 0.0, 0.0, _reducing(layout, block, root, size, micros),
+              checkpoint)  # fmt: skip
     return max(turning, ending, key=sum)
 
 
@@ -134,20 +135,34 @@ def state_bytes(shape: ModelShape, layout: Layout) -> float:
     return (MASTER + ADAM) * most
 
 
+def _alike(layout: Layout, size: int) -> bool:
+    """Are a rank's parameters whole and of the type of computation? FSDP2 copies them all the same."""
+    return layout.sharding == 1 and size == MASTER
+
+
+def _alone(layout: Layout) -> bool:
+    """Has a rank no others with the same parameters or shards of them? Then there is no FSDP2. Tensor ranks have the
+    same norms."""
+    return layout.sharding * layout.data * layout.tensor == 1
+
+
 def _gathered(layout: Layout, layers: int, block: float, root: float, size: int) -> float:
     """Parameters in the type of computation between forward and backward pass: all with ZeRO-2, the root's and those
-    of two blocks (one in use, one fetched ahead) with ZeRO-3. Nothing is copied where nothing is sharded or cast."""
-    if layout.sharding == 1 and size == MASTER:
+    of two blocks (one in use, one fetched ahead) with ZeRO-3. A rank that is alone copies only what it casts."""
+    if _alone(layout) and size == MASTER:
         return 0.0
     whole = layers if layout.zero == 2 else min(2, layers)
     return size * (whole * block + root)
 
 
-def _reducing(layout: Layout, block: float, root: float, size: int) -> float:
-    """Gradients on their way from one rank's whole to its shard: as computed, and copied together in fp32."""
-    if layout.sharding == 1 and layout.data == 1 and size == MASTER:
-        return 0.0
-    return (size + MASTER) * max(root, block)
+def _reducing(layout: Layout, block: float, root: float, size: int, micros: int) -> float:
+    """Gradients on their way from one rank's whole to its shard: as computed, and copied together in fp32. Where
+    nothing is sharded that copy is the gradient; each half of the root is converted to be added to what is there."""
+    if _alone(layout):
+        return 0.0 if size == MASTER else (size + MASTER) * max(root, block)
+    if layout.sharding > 1:
+        return (size + MASTER) * max(root, block)
+    return size * root + (MASTER * root / 2 if size != MASTER and micros > 1 else 0.0)
 
 
 def communicators(layout: Layout) -> int:

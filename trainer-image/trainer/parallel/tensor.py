@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -42,14 +42,15 @@ def apply(model: Any, mesh: DeviceMesh) -> None:
             _apply(block, mesh, block_plan())
     top = {name: style for name, style in top_plan().items() if not isinstance(model.get_submodule(name), Absent)}
     _apply(model, mesh, top)
+    if not isinstance(model.model.embed_tokens, Absent):
+        _cut_embedding(model.model.embed_tokens, mesh)
     if tied:  # parallelize_module gave each its own
         model.lm_head.weight = model.model.embed_tokens.weight
 
 
 def top_plan() -> dict[str, ParallelStyle]:
-    """What is around the blocks."""
+    """What is around the blocks, but for the embedding."""
     return {
-        "model.embed_tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=SEQUENCE),
         "model.norm": SequenceParallel(use_local_output=True),
         "lm_head": ColwiseParallel(input_layouts=SEQUENCE, output_layouts=Shard(-1)),
     }
@@ -78,6 +79,33 @@ def attention_plan() -> dict[str, ParallelStyle]:
         "self_attn.o_proj": RowwiseParallel(output_layouts=SEQUENCE),
         "post_attention_layernorm": SequenceParallel(),
     }
+
+
+def _cut_embedding(embedding: Any, mesh: DeviceMesh) -> None:
+    """Rank r has the r-th part of the vocabulary. torch's own style would make the gradient of the whole vocabulary on
+    every rank, and hold it until the last micro-batch."""
+    weight = distribute_tensor(embedding.weight.detach(), mesh, [Shard(0)], src_data_rank=None)
+    embedding.register_parameter("weight", nn.Parameter(weight))
+    embedding.forward = _CutEmbedding(embedding, mesh)
+
+
+class _CutEmbedding:
+    """An embedding's forward: from tokens (batch, sequence), which all ranks have, to the rank's stretch of their
+    vectors, (batch, sequence / ranks, hidden)."""
+
+    def __init__(self, embedding: Any, mesh: DeviceMesh) -> None:
+        self._embedding, self._mesh = embedding, mesh
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        weight, spared = self._embedding.weight.to_local(), self._embedding.padding_idx  # whose vector is not trained
+        first = self._mesh.get_local_rank() * len(weight)
+        here = tokens - first
+        others = (here < 0) | (here >= len(weight))
+        spared = spared - first if spared is not None and first <= spared < first + len(weight) else None
+        found = nn.functional.embedding(here.masked_fill(others, 0), weight, spared).masked_fill(others[..., None], 0.0)
+        parts = DTensor.from_local(found, self._mesh, [Partial()], run_check=False)
+        stretch: torch.Tensor = parts.redistribute(placements=[SEQUENCE]).to_local()
+        return stretch
 
 
 def _replicate_router(router: Any, mesh: DeviceMesh) -> None:
