@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     down.add_argument("--all", action="store_true", help="every cluster of this user on this machine")
     command("status", _status, "nodes, processes and where the kubeconfig is")
     command("env", _env, 'lines for a shell: eval "$(python -m cluster env)"')
-    command("programs", _programs, "build the Go programs into the cache and print their folder")
+    programs = command("programs", _programs, "build Go programs into the cache and print their folder")
+    programs.add_argument("which", nargs="*", metavar="PROGRAM", help="default: all that a cluster needs")
     command("prepare", _prepare, "build the programs and images that a cluster of this machine needs")
     kubectl = command("kubectl", _kubectl, "kubectl on the cluster: python -m cluster kubectl -- get pods")
     kubectl.add_argument("argv", nargs="*")
@@ -138,7 +139,10 @@ def _env(arguments: argparse.Namespace) -> None:
 
 
 def _programs(arguments: argparse.Namespace) -> None:
-    print(gotools.binaries(Progress()))
+    known = {name for module in gotools.MODULES for name in module.programs}
+    if unknown := sorted(set(arguments.which) - known):
+        raise ClusterError(f"expected programs from {', '.join(sorted(known))}; got {', '.join(unknown)}")
+    print(gotools.binaries(Progress(), frozenset(arguments.which) or gotools.BUILTIN))
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

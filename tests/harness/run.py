@@ -5,6 +5,7 @@ A failed stage does not stop the next one: one run shows all that is broken. The
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-# What is built once a machine takes longer than a test may.
-PROGRAMS, PREPARED = ((sys.executable, "-m", "cluster", what) for what in ("programs", "prepare"))
+# What is built once a machine takes longer than a test may. An API server can be there already.
+PROGRAMS = (sys.executable, "-m", "cluster", "programs", *(("helm",) if os.environ.get("KUBEBUILDER_ASSETS") else ()))
+PREPARED = (sys.executable, "-m", "cluster", "prepare")
 PACKAGES = ["operator/trainyard", "trainer-image/supervisor", "trainer-image/trainer", "tests", "examples/demo"]
 
 

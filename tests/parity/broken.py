@@ -158,10 +158,24 @@ def experts_of_other_stages_not_balanced() -> None:
 
 def experts_router_learns_of_its_rank() -> None:
     """A router's gradient is not added up over the tensor group."""
+    from torch.distributed.tensor import Replicate
     from trainer.parallel import tensor
 
+    class Counted:
+        def __init__(self, router: Any, forward: Any) -> None:
+            self._router, self._forward = router, forward
+
+        def __call__(self, hidden: torch.Tensor) -> Any:
+            parameters = self._router._parameters
+            kept = parameters["weight"]
+            parameters["weight"] = kept.to_local(grad_placements=[Replicate()])
+            try:
+                return self._forward(hidden)
+            finally:
+                parameters["weight"] = kept
+
     module: Any = tensor
-    module.Partial = module.Replicate
+    module._OwnTokens = Counted
 
 
 def experts_averaged_over_tensor_ranks() -> None:

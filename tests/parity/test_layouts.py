@@ -78,7 +78,7 @@ MIXTURES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (2, {"pipeline": 2, "schedule": "ZBV"}, {"parts": 4}),
     (4, {"pipeline": 2, "shard": 2, "expert": 2, "schedule": "Interleaved1F1B"}, {
         "parts": 4, "experts": {"capacityFactor": 0.8}, "activationCheckpointing": "full"}),
-    (2, {"tensor": 2}, {}),
+    (2, {"tensor": 2}, {"parts": 2}),  # experts are shards, and nothing else is
     (2, {"tensor": 2, "expert": 2}, {"parts": 2, "activationCheckpointing": "selective"}),
     (4, {"tensor": 2, "shard": 2, "expert": 2}, {"experts": {"capacityFactor": 0.8}}),
     (4, {"tensor": 2, "context": 2, "expert": 4}, {}),

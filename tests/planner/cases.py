@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,22 @@ LAYOUTS: tuple[dict[str, Any], ...] = (
     {"data": 2}, {"context": 2, "ulysses": 1}, {"pipeline": 2, "schedule": "ZBV"},
     {"pipeline": 2, "schedule": "Interleaved1F1B"},
 )  # fmt: skip
+# One, two and four ranks: schedules with FSDP2 around them, and what a rank copies that has no others to share with.
+PRODUCTS: tuple[dict[str, Any], ...] = tuple(
+    {"parallel": parallel, "precision": precision, "activationCheckpointing": again, "batchSize": batch}
+    for parallel, precision, again, batch in (
+        ({}, "bf16", "none", 2),
+        ({"pipeline": 2}, "bf16", "none", 8),
+        ({"pipeline": 2, "shard": 2, "zero": 3, "schedule": "1F1B"}, "fp32", "full", 8),
+        ({"pipeline": 2, "shard": 2, "zero": 2, "schedule": "1F1B"}, "bf16", "full", 8),
+        ({"pipeline": 2, "shard": 2, "zero": 3, "schedule": "Interleaved1F1B"}, "fp32", "none", 8),
+        ({"pipeline": 2, "shard": 2, "zero": 2, "schedule": "ZBV"}, "bf16", "full", 8),
+        ({"pipeline": 2, "data": 2, "schedule": "1F1B"}, "fp32", "full", 8),
+        ({"pipeline": 2, "tensor": 2, "schedule": "1F1B"}, "bf16", "full", 8),
+        ({"shard": 2, "tensor": 2}, "bf16", "none", 4),
+        ({"data": 2, "tensor": 2}, "fp32", "full", 4),
+    )
+)
 LEAST = 360e6  # bytes
 ONES = {"data": 1, "shard": 1, "tensor": 1, "pipeline": 1, "context": 1}
 
@@ -46,6 +63,15 @@ def memory_case(number: int) -> TrainConfig:
         config, draw.choice([256, 512]), parallel={**ONES, **layout}, batchSize=micro * micros * data,
         microBatchSize=micro, precision=draw.choice(["fp32", "fp32", "bf16"]),
         activationCheckpointing=draw.choice(["none", "none", "selective", "full"]))  # fmt: skip
+
+
+def product(number: int) -> tuple[TrainConfig, int]:
+    """The configuration of a product, and its ranks."""
+    asked = PRODUCTS[number]
+    config = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
+              "num_key_value_heads": 4, "vocab_size": 16384, "max_position_embeddings": 2048}  # fmt: skip
+    ranks = math.prod(asked["parallel"].get(name, 1) for name in ONES)
+    return train(config, 256, **{**asked, "parallel": {**ONES, **asked["parallel"]}}, microBatchSize=1), ranks
 
 
 def large_cases(count: int) -> list[int]:

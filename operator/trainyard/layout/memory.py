@@ -98,12 +98,17 @@ def _on_rank(work: Workload, layout: Layout, rank: int, kept: float, whole: floa
     root = ends * shape.embedding / layout.tensor + shape.hidden
     mine = _held(shape, layout, layers, root)
 
-    each = layers / len(stages) * kept
+    stage = layers / len(stages)
+    each = stage * kept
     if layout.pipeline > 1:  # what came from the stage before, and what went to the next
         each += 2 * shape.hidden * size / layout.tensor
     again = whole if layout.recompute != "none" else 0.0
     activations = tokens * (in_flight(layout, rank, micros) * each + again)
-    gathered = _gathered(layout, layers, block, root, size)
+    if _alone(layout):  # each product keeps what its weight was converted to until the backward pass
+        held = in_flight(layout, rank, micros) * stage if layout.recompute == "none" else min(1, layers)
+        gathered = size * (held * block + root) if size != MASTER else 0.0
+    else:
+        gathered = size * ((layers if layout.zero == 2 else min(2, layers)) * block + root)
     gradients = MASTER * mine
     if layout.pipeline > 1 and layout.sharding > 1:  # added up whole, and reduced once, after the last micro-batch
         gradients += MASTER * (layers * block + root)
@@ -113,8 +118,12 @@ def _on_rank(work: Workload, layout: Layout, rank: int, kept: float, whole: floa
 
     turning = (MASTER * mine, gathered, gradients if micros > 1 else 0.0, optimizer, activations, logits, 0.0,
                checkpoint)  # fmt: skip
-    left = 0.0 if _alike(layout, size) else gathered if layout.pipeline > 1 else size * root if gathered else 0.0
-    ending = (MASTER * mine, left, gradients, optimizer, 0.0, 0.0, _reducing(layout, block, root, size, micros),
+    left = 0.0  # of what was gathered, when the root is reduced
+    if layout.pipeline > 1 and not _alone(layout):  # torch's schedules free those of the root, reduce it, then the rest
+        left = size * layers * block
+    elif gathered and not (layout.sharding == 1 and size == MASTER):  # those are freed for gradients of the same size
+        left = size * root
+    ending = (MASTER * mine, left, gradients, optimizer, 0.0, 0.0, _reducing(shape, layout, block, root, size, micros),
               checkpoint)  # fmt: skip
     return max(turning, ending, key=sum)
 
@@ -135,34 +144,22 @@ def state_bytes(shape: ModelShape, layout: Layout) -> float:
     return (MASTER + ADAM) * most
 
 
-def _alike(layout: Layout, size: int) -> bool:
-    """Are a rank's parameters whole and of the type of computation? FSDP2 copies them all the same."""
-    return layout.sharding == 1 and size == MASTER
-
-
 def _alone(layout: Layout) -> bool:
     """Has a rank no others with the same parameters or shards of them? Then there is no FSDP2. Tensor ranks have the
     same norms."""
     return layout.sharding * layout.data * layout.tensor == 1
 
 
-def _gathered(layout: Layout, layers: int, block: float, root: float, size: int) -> float:
-    """Parameters in the type of computation between forward and backward pass: all with ZeRO-2, the root's and those
-    of two blocks (one in use, one fetched ahead) with ZeRO-3. A rank that is alone copies only what it casts."""
-    if _alone(layout) and size == MASTER:
-        return 0.0
-    whole = layers if layout.zero == 2 else min(2, layers)
-    return size * (whole * block + root)
+def _reducing(shape: ModelShape, layout: Layout, block: float, root: float, size: int, micros: int) -> float:
+    """Gradients on their way from one rank's whole to its shard: as computed, and copied together in fp32.
 
-
-def _reducing(layout: Layout, block: float, root: float, size: int, micros: int) -> float:
-    """Gradients on their way from one rank's whole to its shard: as computed, and copied together in fp32. Where
-    nothing is sharded that copy is the gradient; each half of the root is converted to be added to what is there."""
+    Where nothing is sharded that copy is reduced into another, which is the gradient; each half of the root is
+    converted to be added to what is there. Experts are shards, too, if there are more ranks than parts of them."""
     if _alone(layout):
         return 0.0 if size == MASTER else (size + MASTER) * max(root, block)
-    if layout.sharding > 1:
+    if layout.sharding > 1 or (shape.experts and layout.expert_holders > layout.expert):
         return (size + MASTER) * max(root, block)
-    return size * root + (MASTER * root / 2 if size != MASTER and micros > 1 else 0.0)
+    return max(size * root + (MASTER * root / 2 if size != MASTER and micros > 1 else 0.0), MASTER * block)
 
 
 def communicators(layout: Layout) -> int:

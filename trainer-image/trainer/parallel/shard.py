@@ -70,10 +70,14 @@ def accumulate(model: Any, layout: Layout, last: bool) -> None:
     """Before a micro-batch: what is done with its gradients.
 
     Shards are reduced after each one, for else every rank would hold the gradients of the whole model until the `last`
-    one of a step. Replicas add up what they have after the last one only."""
+    one of a step. Replicas add up what they have after the last one only. Experts can be shards where nothing else
+    is."""
     if not layout.shares_parameters:
         return
     if layout.sharding_ranks == 1:
         model.set_requires_gradient_sync(last)
+        for block in present(model) if layout.expert_holders > layout.expert else ():
+            if hasattr(block.mlp, "experts"):
+                block.mlp.experts.set_requires_gradient_sync(True, recurse=False)
     elif layout.data > 1:
         model.set_requires_all_reduce(last)
