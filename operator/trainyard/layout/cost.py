@@ -187,6 +187,7 @@ def _sharding(work: Workload, layout: Layout, layers: int, micros: int, busy: fl
     if layout.data > 1:
         mine = whole / layout.sharding + experts / others
         replicas = 2 * moved(hardware, layout.expert_holders, layout.data, mine * work.reduced, units)
+        replicas *= hardware.all_reduce
         time += max(replicas - hardware.overlap * busy * 2 / 3, replicas / (units + 1))
     return time
 

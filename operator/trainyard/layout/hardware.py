@@ -42,6 +42,7 @@ class Hardware:
     communicator: float = 0.0  # bytes a communicator
     fragmentation: float = 0.05  # share of the tensors' bytes that the allocator cannot use
     overlap: float = 0.9  # share of sharding's communication that computation can hide
+    all_reduce: float = 1.0  # its time, as a share of that of a reduce-scatter and an all-gather
     launch: float = 8e-6  # seconds of the host a kernel; what the device hides of it counts nothing
     matrix: float = 0.0  # width at which a matrix product reaches half of its rate
     host_copies: bool = True  # checkpoints are copied to the host's memory, not the device's
@@ -118,8 +119,8 @@ HARDWARE: dict[str, Hardware] = {
             "one core a rank of a Xeon with AVX-512 but without AMX, torch 2.13: products of matrices 155 GFLOP/s in "
             "fp32 and 83 in bf16, fp16 without hardware 1; the rest fitted to python -m planner.seconds, gloo over "
             "loopback between processes that have a core each. Memory is the pod's limit, where it has one",
-            context=0.45 * GIB, workspace=0.0, fragmentation=0.05, overlap=0.0, launch=6e-6, matrix=72,
-            host_copies=False, aliases=("cpu",)),
+            context=0.45 * GIB, workspace=0.0, fragmentation=0.05, overlap=0.0, all_reduce=0.75, launch=6e-6,
+            matrix=72, host_copies=False, aliases=("cpu",)),
     )
 }  # fmt: skip
 
