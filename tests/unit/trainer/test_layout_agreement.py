@@ -99,6 +99,9 @@ def complete(draw: Any) -> tuple[dict[str, Any], TrainConfig, int]:
             layers = [1] * (count - 1)
             parallel["stageLayers"] = [*layers, seldom(draw, max(0, model["num_hidden_layers"] - sum(layers)),
                                                        st.integers(0, 4))]
+            if count > parallel["pipeline"] and parallel["schedule"] is None:
+                # left empty: the planner looks for one that works, the trainer alone takes Interleaved1F1B
+                parallel["schedule"] = draw(st.sampled_from(["Interleaved1F1B", "ZBV"]))
     micro = draw(st.sampled_from([1, 2]))
     batch = micro * parallel["data"] * parallel["shard"] * draw(st.integers(1, 9))
     length = seldom(draw, draw(st.sampled_from([16, 32])), st.sampled_from([4, 12, 36, 63]))
