@@ -88,34 +88,35 @@ def send(entry: Entry, signum: signal.Signals) -> bool:
 
 def wait_gone(entries: list[Entry], seconds: float = _DEATH_SECONDS) -> list[Entry]:
     """Wait for the processes to end; returns those still alive after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    left = [entry for entry in entries if alive(entry)]
-    while left and time.monotonic() < deadline:
-        time.sleep(0.02)
-        left = [entry for entry in left if alive(entry)]
-    return left
+    return _wait_while(alive, entries, seconds)
 
 
 def wait_stopped(entries: list[Entry], seconds: float = _DEATH_SECONDS) -> list[Entry]:
     """Wait until no thread of the processes does anything, for each takes SIGSTOP on its own; returns those of which
     one still did after ``seconds``."""
+    return _wait_while(_runs, entries, seconds)
+
+
+def _wait_while(holds: Callable[[Entry], bool], entries: list[Entry], seconds: float) -> list[Entry]:
+    """Those of which it still holds after ``seconds``."""
     deadline = time.monotonic() + seconds
-    left = entries
-    while (left := [entry for entry in left if not _stopped(entry.pid)]) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    left = [entry for entry in entries if holds(entry)]
+    while left and time.monotonic() < deadline:
+        time.sleep(0.02)
+        left = [entry for entry in left if holds(entry)]
     return left
 
 
-def _stopped(pid: int) -> bool:
+def _runs(entry: Entry) -> bool:
     """A thread or a process that has ended does nothing either."""
-    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+    for thread in Path(f"/proc/{entry.pid}/task").glob("*/stat"):
         try:
             state = thread.read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
         if state not in "TtZX":
-            return False
-    return True
+            return True
+    return False
 
 
 class Ledger:

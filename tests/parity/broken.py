@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -158,24 +159,16 @@ def experts_of_other_stages_not_balanced() -> None:
 
 def experts_router_learns_of_its_rank() -> None:
     """A router's gradient is not added up over the tensor group."""
-    from torch.distributed.tensor import Replicate
     from trainer.parallel import tensor
 
-    class Counted:
-        def __init__(self, router: Any, forward: Any) -> None:
-            self._router, self._forward = router, forward
-
-        def __call__(self, hidden: torch.Tensor) -> Any:
-            parameters = self._router._parameters
-            kept = parameters["weight"]
-            parameters["weight"] = kept.to_local(grad_placements=[Replicate()])
-            try:
-                return self._forward(hidden)
-            finally:
-                parameters["weight"] = kept
-
     module: Any = tensor
-    module._OwnTokens = Counted
+    right = module._OwnTokens.__call__
+
+    def call(self: Any, hidden: torch.Tensor) -> Any:
+        with mock.patch.object(module, "Partial", module.Replicate):
+            return right(self, hidden)
+
+    module._OwnTokens.__call__ = call
 
 
 def experts_averaged_over_tensor_ranks() -> None:

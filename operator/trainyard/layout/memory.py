@@ -103,12 +103,10 @@ def _on_rank(work: Workload, layout: Layout, rank: int, kept: float, whole: floa
     if layout.pipeline > 1:  # what came from the stage before, and what went to the next
         each += 2 * shape.hidden * size / layout.tensor
     again = whole if layout.recompute != "none" else 0.0
-    activations = tokens * (in_flight(layout, rank, micros) * each + again)
-    if _alone(layout):  # each product keeps what its weight was converted to until the backward pass
-        held = in_flight(layout, rank, micros) * stage if layout.recompute == "none" else min(1, layers)
-        gathered = size * (held * block + root) if size != MASTER else 0.0
-    else:
-        gathered = size * ((layers if layout.zero == 2 else min(2, layers)) * block + root)
+    flying = in_flight(layout, rank, micros)
+    activations = tokens * (flying * each + again)
+    held = flying * stage if layout.recompute == "none" else min(1, layers)
+    gathered = _gathered(layout, layers, held, block, root, size)
     gradients = MASTER * mine
     if layout.pipeline > 1 and layout.sharding > 1:  # added up whole, and reduced once, after the last micro-batch
         gradients += MASTER * (layers * block + root)
@@ -119,7 +117,7 @@ def _on_rank(work: Workload, layout: Layout, rank: int, kept: float, whole: floa
     turning = (MASTER * mine, gathered, gradients if micros > 1 else 0.0, optimizer, activations, logits, 0.0,
                checkpoint)  # fmt: skip
     left = 0.0  # of what was gathered, when the root is reduced
-    if layout.pipeline > 1 and not _alone(layout):  # torch's schedules free those of the root, reduce it, then the rest
+    if layout.pipeline > 1 and layout.shares_parameters:  # torch's schedules free the root's, reduce it, then the rest
         left = size * layers * block
     elif gathered and not (layout.sharding == 1 and size == MASTER):  # those are freed for gradients of the same size
         left = size * root
@@ -144,10 +142,17 @@ def state_bytes(shape: ModelShape, layout: Layout) -> float:
     return (MASTER + ADAM) * most
 
 
-def _alone(layout: Layout) -> bool:
-    """Has a rank no others with the same parameters or shards of them? Then there is no FSDP2. Tensor ranks have the
-    same norms."""
-    return layout.sharding * layout.data * layout.tensor == 1
+def _gathered(layout: Layout, layers: int, held: float, block: float, root: float, size: int) -> float:
+    """Parameters in the type of computation between forward and backward pass: all with ZeRO-2, the root's and those
+    of two blocks (one in use, one fetched ahead) with ZeRO-3.
+
+    Without FSDP2 only what is cast is copied: of `held` layers, as each product keeps what its weight was converted to
+    until the backward pass."""
+    if layout.shares_parameters:
+        held = layers if layout.zero == 2 else min(2, layers)
+    elif size == MASTER:
+        return 0.0
+    return size * (held * block + root)
 
 
 def _reducing(shape: ModelShape, layout: Layout, block: float, root: float, size: int, micros: int) -> float:
@@ -155,9 +160,10 @@ def _reducing(shape: ModelShape, layout: Layout, block: float, root: float, size
 
     Where nothing is sharded that copy is reduced into another, which is the gradient; each half of the root is
     converted to be added to what is there. Experts are shards, too, if there are more ranks than parts of them."""
-    if _alone(layout):
-        return 0.0 if size == MASTER else (size + MASTER) * max(root, block)
-    if layout.sharding > 1 or (shape.experts and layout.expert_holders > layout.expert):
+    if not layout.shares_parameters and size == MASTER:
+        return 0.0
+    sharded = layout.sharding > 1 or (shape.experts and layout.expert_holders > layout.expert)
+    if sharded or not layout.shares_parameters:
         return (size + MASTER) * max(root, block)
     return max(size * root + (MASTER * root / 2 if size != MASTER and micros > 1 else 0.0), MASTER * block)
 

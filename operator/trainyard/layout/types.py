@@ -70,6 +70,12 @@ class Layout:
         """Ranks that have all experts of their layers once, together: tensor ranks have other tokens for them."""
         return self.sharding * self.tensor
 
+    @property
+    def shares_parameters(self) -> bool:
+        """Are there other ranks with the same parameters, or shards of them? Without there is no FSDP2. Tensor ranks
+        have the same norms."""
+        return self.sharding * self.data * self.tensor > 1
+
     def micro_batches(self, batch: int) -> int:
         """Micro-batches a step and rank."""
         return batch // (self.micro * self.data * self.shard)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -84,8 +84,7 @@ def attention_plan() -> dict[str, ParallelStyle]:
 def _cut_embedding(embedding: Any, mesh: DeviceMesh) -> None:
     """Rank r has the r-th part of the vocabulary. torch's own style would make the gradient of the whole vocabulary on
     every rank, and hold it until the last micro-batch."""
-    weight = distribute_tensor(embedding.weight.detach(), mesh, [Shard(0)], src_data_rank=None)
-    embedding.register_parameter("weight", nn.Parameter(weight))
+    _distribute(embedding, mesh, Shard(0))
     embedding.forward = _CutEmbedding(embedding, mesh)
 
 
@@ -111,8 +110,7 @@ class _CutEmbedding:
 def _replicate_router(router: Any, mesh: DeviceMesh) -> None:
     """A router sees the tokens of its rank alone. Its weight is a replicated DTensor like a norm's, whose gradient is
     a part of the sum over the ranks."""
-    weight = distribute_tensor(router.weight.detach(), mesh, [Replicate()], src_data_rank=None)
-    router.register_parameter("weight", nn.Parameter(weight))
+    _distribute(router, mesh, Replicate())
     router.forward = _OwnTokens(router, router.forward)
 
 
@@ -130,6 +128,12 @@ class _OwnTokens:
             return self._forward(hidden)
         finally:
             parameters["weight"] = kept
+
+
+def _distribute(module: Any, mesh: DeviceMesh, placement: Placement) -> None:
+    """Make the module's weight a DTensor; nothing is sent, see _apply."""
+    weight = distribute_tensor(module.weight.detach(), mesh, [placement], src_data_rank=None)
+    module.register_parameter("weight", nn.Parameter(weight))
 
 
 def _apply(module: Any, mesh: DeviceMesh, plan: dict[str, ParallelStyle]) -> None:
