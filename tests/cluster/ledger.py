@@ -11,6 +11,7 @@ go with them.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -27,6 +28,10 @@ Kind = Literal["process", "cgroup"]
 
 # A killed namespace needs time to tear down its containers; more than this means a process stuck in the kernel.
 _DEATH_SECONDS = 10.0
+
+# What pidfd_open says of a number that no process has. A thread of another process may have it by now: ENOENT since
+# Linux 6.15, EINVAL before.
+_NO_PROCESS = (errno.ESRCH, errno.ENOENT, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,9 @@ def send(entry: Entry, signum: signal.Signals) -> bool:
     """Signal exactly the recorded process. False if it no longer exists."""
     try:
         handle = os.pidfd_open(entry.pid)
-    except ProcessLookupError:
+    except OSError as error:
+        if error.errno not in _NO_PROCESS:
+            raise
         return False
     try:
         # The pidfd pins the process, so the identity checked now is the one that gets the signal.

@@ -185,10 +185,31 @@ def layout(config: TrainConfig, world_size: int) -> Layout:
     """The layout that was asked for, completed. Raises ConfigError if it does not fit the number of ranks or the
     activation checkpointing, or has nothing to overlap."""
     found = complete(config.parallel, world_size)
+    if config.parallel.schedule is None and found.schedule == "Interleaved1F1B":
+        found = _one_that_works(config, found)
     if found.schedule == "ZBV" and config.activation_checkpointing == "selective":
         raise ConfigError("train.activationCheckpointing should be none or full with schedule ZBV, found selective: "
                           "ZBV goes backward through a block twice, for its input and for its weights")
     return overlapping(found, config.micro_batch_size) if config.two_batch_overlap else found
+
+
+def _one_that_works(config: TrainConfig, interleaved: Layout) -> Layout:
+    """With ZBV, if that is the only schedule of stageLayers that can run; else as it is."""
+    other = replace(interleaved, schedule="ZBV")
+    if (len(other.stage_layers) != 2 * other.pipeline or other.zero == 3 or config.two_batch_overlap
+            or config.activation_checkpointing == "selective" or _runs(config, interleaved)
+            or not _runs(config, other)):
+        return interleaved
+    return other
+
+
+def _runs(config: TrainConfig, layout: Layout) -> bool:
+    """Does the schedule run with the micro-batches it gets?"""
+    try:
+        batch_size(config, layout)
+    except ConfigError:
+        return False
+    return True
 
 
 def batch_size(config: TrainConfig, layout: Layout) -> int:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,20 @@ def test_a_process_with_a_recycled_pid_is_left_alone(sleeper: subprocess.Popen[b
     assert sleeper.poll() is None
     kill_all([entry])
     assert sleeper.wait(5) == -signal.SIGKILL
+
+
+def test_a_pid_that_a_thread_has_since_is_left_alone() -> None:
+    ended = threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    thread.start()
+    try:
+        number = thread.native_id
+        assert number is not None
+        kill_all([Entry("process", "kubelet", pid=number, start=1, boot=boot_id())])
+        assert thread.is_alive()
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_a_zombie_counts_as_gone() -> None:

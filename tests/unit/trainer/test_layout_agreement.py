@@ -99,9 +99,6 @@ def complete(draw: Any) -> tuple[dict[str, Any], TrainConfig, int]:
             layers = [1] * (count - 1)
             parallel["stageLayers"] = [*layers, seldom(draw, max(0, model["num_hidden_layers"] - sum(layers)),
                                                        st.integers(0, 4))]
-            if count > parallel["pipeline"] and parallel["schedule"] is None:
-                # left empty: the planner looks for one that works, the trainer alone takes Interleaved1F1B
-                parallel["schedule"] = draw(st.sampled_from(["Interleaved1F1B", "ZBV"]))
     micro = draw(st.sampled_from([1, 2]))
     batch = micro * parallel["data"] * parallel["shard"] * draw(st.integers(1, 9))
     length = seldom(draw, draw(st.sampled_from([16, 32])), st.sampled_from([4, 12, 36, 63]))
@@ -118,6 +115,8 @@ ONE = dict.fromkeys(SIZES, 1)
 @MANY
 @given(complete())
 @example((DENSE, train(DENSE, 12, parallel={**ONE, "context": 4, "ulysses": 2}, batchSize=1, microBatchSize=1), 4))
+@example((DENSE, train(DENSE, 12, parallel={**ONE, "pipeline": 2, "stageLayers": [1, 1, 1, 1]}, batchSize=5,
+                       microBatchSize=1), 2))  # five micro-batches: ZBV alone runs
 @example((DENSE, train(DENSE, 12, parallel={**ONE, "schedule": "1F1B"}, batchSize=1, microBatchSize=1), 1))
 def test_both_accept_and_refuse_the_same(case: tuple[dict[str, Any], TrainConfig, int]) -> None:
     model, asked, ranks = case
