@@ -41,7 +41,7 @@ from trainer.precision import LossScale, Precision, clear_overflow, overflow_see
 from trainer.progress import Progress
 from trainer.spikes import Spikes
 from trainer.stragglers import OwnTime, Stragglers, measurable
-from trainer.timeline import CHECKPOINT, DATA, Timeline, span
+from trainer.timeline import CHECKPOINT, DATA, STAGES, Timeline, span
 
 MEASURED_STEPS = 6  # after which it is decided how often copies in memory are taken
 FINAL_TRIES = 5  # of the save that ends a run: 1, 2, 4, 8 seconds apart
@@ -93,7 +93,8 @@ class Loop:
         self.moves = ExpertMoves(config.experts, gang, model, self.experts)
         self.step = self.samples = 0
         self.save_begun = 0  # step of the newest save that was started
-        self.timeline = Timeline(config.profile, profile_folder(config, run), gang, model.layout, self.micro_batches,
+        self.timeline = Timeline(config.profile, profile_folder(config, run), gang, model.layout,
+                                 sum(1 for _ in model.blocks()), self.micro_batches,
                                  batch_size * config.data.sequence_length, self.experts_page)
         self.saver: Saver | None = None
         self.memory: Memory | None = None
@@ -417,7 +418,8 @@ class Loop:
                 self.gang.first and self.stragglers is not None and self.own_time.due()]
         numbers = torch.tensor(mine, dtype=torch.float64)
         self.own_time.arrive()
-        dist.all_reduce(numbers, group=self.gang.control)
+        with span(STAGES):  # of a pipeline: who has done its part first waits here for the others
+            dist.all_reduce(numbers, group=self.gang.control)
         total, squares, overflow, drain_sum, busy_sum, save, behind, compare = numbers.tolist()
         if compare:
             self.compare_ranks()

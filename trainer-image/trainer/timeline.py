@@ -12,17 +12,20 @@ from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile, record_function
 from trainyard.api.train import ProfileConfig
 
+from trainer import allocator
 from trainer.distributed import Gang, gather
 from trainer.errors import describe
 from trainer.parallel.layout import Layout
 
 OURS = "trainyard::"
 STEP, DATA, CHECKPOINT = f"{OURS}step", f"{OURS}data", f"{OURS}checkpoint"
+STAGES = f"{OURS}wait for other stages"
 COMMUNICATION = ("gloo:", "nccl:", "hccl:", "ncclDevKernel", "ncclKernel", "hcom_", "Hccl")
 POINT_TO_POINT = ("gloo:send", "gloo:recv", "nccl:send", "nccl:recv", "nccl:coalesced", "ncclDevKernel_SendRecv",
                   "hcom_send", "hcom_receive", "hcom_batchSendRecv")
 NOT_COMPUTING = (OURS, "c10d::", "_c10d_functional::", "c10d_functional::", "autograd::", "FSDP::")
 OPERATORS = 12  # that the page lists
+RECORDED = 6 << 20  # bytes of the heap that recording takes for a block and micro-batch; 3 to 5 MiB were seen
 
 Span = tuple[float, float]  # ns: begin, end
 Spans = list[Span]  # in order, without overlap
@@ -52,12 +55,12 @@ class Shares:
 class Timeline:
     """Records the steps that were asked for; the rest of a run pays nothing for it."""
 
-    def __init__(self, asked: ProfileConfig | None, folder: Path | None, gang: Gang, layout: Layout,
+    def __init__(self, asked: ProfileConfig | None, folder: Path | None, gang: Gang, layout: Layout, blocks: int,
                  micro_batches: int, tokens: int, notes: Callable[[], list[str]] = list) -> None:
-        """`folder`: where it goes; `tokens`: of a step, over all ranks; `notes`: lines for the page about the steps
-        since it was last called."""
+        """`folder`: where it goes; `blocks`: of this rank's model; `tokens`: of a step, over all ranks; `notes`: lines
+        for the page about the steps since it was last called."""
         self._asked, self._folder, self._gang, self._layout = asked, folder, gang, layout
-        self._micro_batches, self._tokens = micro_batches, tokens
+        self._blocks, self._micro_batches, self._tokens = blocks, micro_batches, tokens
         self._notes = notes
         self._profile: Any = None
         self._step: AbstractContextManager[Any] | None = None
@@ -71,6 +74,9 @@ class Timeline:
             devices = {"cuda": ProfilerActivity.CUDA, "npu": getattr(ProfilerActivity, "PrivateUse1", None)}
             found = [ProfilerActivity.CPU, devices.get(self._gang.device.type)]
             # halves of a micro-batch have a thread each; else others, such as that of a save, are nobody's time
+            if self._gang.device.type == "cpu":
+                passes = self._micro_batches * (2 if self._layout.schedule == "ZBV" else 1)  # twice backward
+                allocator.reserve(RECORDED * self._blocks * passes * self._asked.steps)
             threads = _ExperimentalConfig(profile_all_threads=self._layout.overlap)
             self._profile = profile(activities=[one for one in found if one is not None], acc_events=True,
                                     experimental_config=threads)
@@ -97,7 +103,7 @@ class Timeline:
 
     def _write(self, recorded: Any) -> str | None:
         assert self._folder is not None
-        everybody = gather(self._gang, shares_of(recorded, self._layout.pipeline > 1))
+        everybody = gather(self._gang, shares_of(recorded, self._layout))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             recorded.export_chrome_trace(str(self._folder / f"trace-rank-{self._gang.rank}.json"))
@@ -147,23 +153,27 @@ def bubble(everybody: Sequence[Shares]) -> float:
     return sum(one.bubble for one in everybody) / busy if busy else 0.0
 
 
-def shares_of(recorded: Any, pipelined: bool) -> Shares:
-    """Of one rank's recording. On a device that queues work, computing is what its kernels do; elsewhere what
-    operators do. Point-to-point messages of a pipeline that nothing hides are its bubble."""
+def shares_of(recorded: Any, layout: Layout) -> Shares:
+    """Of one rank's recording. On a device that queues work, computing is what its kernels do, and the bubble of a
+    pipeline its point-to-point messages that nothing hides. Elsewhere computing is what operators do, and the bubble
+    what the rank waits for messages: they are under way all the time, while Python works, too."""
     events = [(str(one.name()), one.start_ns(), one.start_ns() + one.duration_ns(), str(one.device_type()))
               for one in recorded.profiler.kineto_results.events()]
     queued = any("CPU" not in device for _, _, _, device in events)
+    pipelined = layout.pipeline > 1
 
-    def named(*names: str) -> Spans:
-        return united((begin, end) for name, begin, end, _ in events if name.startswith(names))
+    def named(*names: str, besides: tuple[str, ...] = ()) -> Spans:
+        return united((begin, end) for name, begin, end, _ in events
+                      if name.startswith(names) and not (besides and name.startswith(besides)))
 
     steps = [(begin, end) for name, begin, end, device in events if name == STEP and "CPU" in device]
     computing = united((begin, end) for name, begin, end, device in events
                        if ("CPU" not in device if queued else "::" in name)
                        and not name.startswith((*NOT_COMPUTING, *COMMUNICATION)))
-    messages = named(*POINT_TO_POINT) if pipelined else []
+    messages = named(STAGES, *(POINT_TO_POINT if queued else ())) if pipelined else []
+    between_stages = POINT_TO_POINT if pipelined and layout.ring == 1 else ()  # a ring's are not told from those
     rest, taken = united(steps), []
-    for part in (named(CHECKPOINT), named(DATA), computing, messages, named(*COMMUNICATION)):
+    for part in (named(CHECKPOINT), named(DATA), computing, messages, named(*COMMUNICATION, besides=between_stages)):
         left = without(rest, part)
         taken.append(length(rest) - length(left))
         rest = left

@@ -32,14 +32,26 @@ kept = int(open("/proc/self/statm").read().split()[1])
 allocator.give_back()
 print(kept - int(open("/proc/self/statm").read().split()[1]))
 """
+AHEAD = """
+import resource, torch
+from trainer import allocator
+torch.set_num_threads(1)
+allocator.keep_freed_memory()
+held = [torch.ones(1 << 20) for _ in range(32)]
+allocator.reserve({size})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+held += [torch.ones(1 << 20) for _ in range(16)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(int(open("/proc/self/statm").read().split()[1]))
+"""
 ROUNDS = 12
 PAGES = (10 << 20) * 4 // 4096  # of the larger tensor
 
 
-def run(**environment: str) -> list[str]:
+def run(program: str = PROGRAM.format(rounds=ROUNDS), **environment: str) -> list[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(rounds=ROUNDS)], env={**inherited, **environment},
-                          text=True, capture_output=True, check=True)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], env={**inherited, **environment}, text=True,
+                          capture_output=True, check=True)  # fmt: skip
     return done.stdout.split()
 
 
@@ -58,3 +70,20 @@ def test_what_somebody_has_set_stays(variable: dict[str, str]) -> None:
     kept, faults, _ = run(**variable)
     assert kept == "False"
     assert int(faults) > ROUNDS * PAGES
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_what_is_reserved_is_there_when_it_is_needed() -> None:
+    pages = 16 << 20 >> 10  # of what is allocated afterwards
+    without, small = map(int, run(AHEAD.format(size=0)))
+    faults, size = map(int, run(AHEAD.format(size=80 << 20)))
+    assert without >= pages
+    assert faults < pages // 4
+    assert size > small
+    _, most = map(int, run(AHEAD.format(size=1 << 40)))
+    assert most < 4 * small, "no more than the process had"
+
+
+def test_nothing_is_reserved_where_memory_is_not_kept() -> None:
+    faults, _ = map(int, run(AHEAD.format(size=80 << 20), MALLOC_TRIM_THRESHOLD_="131072"))
+    assert faults >= 16 << 20 >> 10

@@ -20,6 +20,7 @@ from trainer.parallel.mesh import Mesh
 from trainer.parallel.pipeline import Absent, Pipeline
 from trainer.parallel.places import Places
 from trainer.precision import DTYPES, Precision
+from trainer.timeline import STAGES, span
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.")
 
@@ -213,7 +214,8 @@ class ParallelModel:
         if self._capacity is None:  # micro-batches make no difference
             routed = routed.sum(0, keepdim=True)
         if self.layout.world_size > 1:
-            dist.all_reduce(routed)
+            with span(STAGES):  # it comes first after a pipeline's last micro-batch
+                dist.all_reduce(routed)
         return self._received(routed, int(routed[0, 0].sum())).sum(0)
 
     def _received(self, routed: torch.Tensor, assignments: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,9 +14,22 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining import schedules as torchs
 
 from trainer.parallel.layout import Layout
+from trainer.timeline import STAGES, span
 
 SCHEDULES = {"1F1B": torchs.Schedule1F1B, "Interleaved1F1B": torchs.ScheduleInterleaved1F1B,
              "ZBV": torchs.ScheduleZBVZeroBubble}
+
+
+def _seen(wait: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(wait)
+    def waited(messages: Any) -> None:
+        with span(STAGES):
+            wait(messages)
+
+    return waited
+
+
+torchs._wait_batch_p2p = _seen(torchs._wait_batch_p2p)  # else a profile does not tell a wait from Python's work
 
 
 class Absent(nn.Module):  # type: ignore[misc]  # torch is not typed here
