@@ -52,5 +52,5 @@ ON_DEVICE = (("aten::mm", 0, 5, "CPU"), ("gemm", 10, 60, "CUDA"), ("ncclDevKerne
 def test_what_time_goes_for(events: Any, layout: Layout, compute: int, communication: int, bubble: int,
                             other: int) -> None:
     shares = shares_of(recorded(*events), layout)
-    assert (shares.compute, shares.communication, shares.bubble, shares.other) == (compute, communication, bubble, other)
-    assert shares.whole == 100
+    found = shares.compute, shares.communication, shares.bubble, shares.other, shares.whole
+    assert found == (compute, communication, bubble, other, 100)
