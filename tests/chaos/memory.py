@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from cluster import ledger
 from trainer.checkpoint import folder as folders
 from trainyard.build.template import MEMORY_PATH
 
@@ -83,7 +84,7 @@ def _inner(pid: int) -> list[str]:
 
 def _death(pid: int) -> float:
     """When the process was killed."""
-    handle = os.pidfd_open(pid)
+    handle = ledger.pidfd(pid)
     deadline = time.monotonic() + OOM_WITHIN
     try:
         if not select.select([handle], [], [], max(0.0, deadline - time.monotonic()))[0]:

@@ -29,8 +29,8 @@ Kind = Literal["process", "cgroup"]
 # A killed namespace needs time to tear down its containers; more than this means a process stuck in the kernel.
 _DEATH_SECONDS = 10.0
 
-# What pidfd_open says of a number that no process has. A thread of another process may have it by now: ENOENT since
-# Linux 6.15, EINVAL before.
+# What pidfd_open says of a number that no process has: one that is being reaped may be EINVAL, and a thread of another
+# process may have the number by now, EINVAL or ENOENT by the kernel's version.
 _NO_PROCESS = (errno.ESRCH, errno.ENOENT, errno.EINVAL)
 
 
@@ -73,13 +73,21 @@ def alive(entry: Entry) -> bool:
     return entry.boot == boot_id() and start_time(entry.pid) == entry.start
 
 
-def send(entry: Entry, signum: signal.Signals) -> bool:
-    """Signal exactly the recorded process. False if it no longer exists."""
+def pidfd(pid: int) -> int:
+    """A file descriptor of the process. Raises ProcessLookupError if there is none."""
     try:
-        handle = os.pidfd_open(entry.pid)
+        return os.pidfd_open(pid)
     except OSError as error:
         if error.errno not in _NO_PROCESS:
             raise
+        raise ProcessLookupError(errno.ESRCH, f"no process {pid}") from error
+
+
+def send(entry: Entry, signum: signal.Signals) -> bool:
+    """Signal exactly the recorded process. False if it no longer exists."""
+    try:
+        handle = pidfd(entry.pid)
+    except ProcessLookupError:
         return False
     try:
         # The pidfd pins the process, so the identity checked now is the one that gets the signal.

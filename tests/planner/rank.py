@@ -99,7 +99,7 @@ def measure_time(train: TrainConfig, steps: int) -> dict[str, Any]:
     """Seconds of each step after the first, with this rank on a core of its own. As in training it keeps the memory
     that a step frees, and gradients are watched, for with that comes the trainer's own reduction over gloo."""
     flush_denormals()
-    keep_freed_memory()
+    keep_freed_memory(threads=1)
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["LOCAL_RANK"]) % len(cores)]})
     stepper = Stepper(train)

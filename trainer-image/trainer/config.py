@@ -18,7 +18,7 @@ from trainyard.layout.autotune import Candidate
 
 from trainer import planned
 from trainer.errors import ConfigError
-from trainer.parallel.layout import Layout, check_micro_batches, complete, overlapping
+from trainer.parallel.layout import Layout, check_micro_batches, complete, overlapping, whole_rounds
 
 ASKED = "asked.json"  # beside the configuration of a job: the same as the manifest has it
 CANDIDATES = "candidates.json"  # likewise: layouts that are measured before one is chosen
@@ -67,6 +67,7 @@ class Run:
     inject: str = ""  # faults on demand, see inject.py
     candidates: tuple[Candidate, ...] = ()  # what train.autotune chooses from, for the full gang
     tuned: str = ""  # name of the one that was chosen, as the operator remembers it
+    resized: bool = False  # the gang has another size than the layout was made for
     finished: int | None = None  # step that this pod's ranks of an earlier generation had finished, if there were any
 
     def told_to_drain(self) -> bool:
@@ -108,7 +109,8 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
     candidates = _candidates(train, Path(path).with_name(CANDIDATES))
     asked = Path(path).with_name(ASKED)
     if asked.exists() and not planned.is_settled(train, ranks):  # the gang has another size than planned
-        train = planned.resized(train, ranks) or read(asked)
+        smaller = planned.resized(train, ranks)
+        train, run = smaller or read(asked), replace(run, resized=smaller is not None)
     if train.autotune and not candidates:
         train, candidates = planned.plan_all(train, ranks, per_node)
     else:
@@ -212,12 +214,14 @@ def _runs(config: TrainConfig, layout: Layout) -> bool:
     return True
 
 
-def batch_size(config: TrainConfig, layout: Layout) -> int:
-    """Samples an optimizer step. Raises ConfigError if a pipeline gets too few micro-batches."""
+def batch_size(config: TrainConfig, layout: Layout, resized: bool = False) -> int:
+    """Samples an optimizer step. Raises ConfigError if a pipeline gets too few micro-batches, or its schedule no whole
+    rounds of them: a gang that is `resized` fills them up."""
     unit = config.micro_batch_size * layout.batch_ranks
     least = 2 * layout.pipeline if layout.schedule == "ZBV" else layout.pipeline
     batch = config.batch_size if config.batch_size is not None else unit * least
-    check_micro_batches(layout, micro_batches(config, layout, batch))
+    rounds, missing = divmod(batch, unit)
+    check_micro_batches(layout, micro_batches(config, layout, batch) if resized or missing else rounds)
     return batch
 
 
@@ -225,8 +229,8 @@ def micro_batches(config: TrainConfig, layout: Layout, batch: int) -> int:
     """Micro-batches a rank computes for a batch of so many samples: as many as every other rank. A gang that is smaller
     than its batch was made for has some that are padding, in part or whole."""
     count = -(-batch // (config.micro_batch_size * layout.batch_ranks))
-    if layout.schedule == "Interleaved1F1B" and layout.pipeline > 1 and batch % (config.micro_batch_size
-                                                                                 * layout.batch_ranks):
+    if (layout.schedule == "Interleaved1F1B" and layout.pipeline > 1
+            and (count < layout.pipeline or not whole_rounds(layout, count))):
         count += -count % layout.pipeline
     return count
 

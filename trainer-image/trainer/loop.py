@@ -94,7 +94,7 @@ class Loop:
         self.step = self.samples = 0
         self.save_begun = 0  # step of the newest save that was started
         self.timeline = Timeline(config.profile, profile_folder(config, run), gang, model.layout,
-                                 sum(1 for _ in model.blocks()), self.micro_batches,
+                                 sum(1 for _ in model.blocks()), run.rank.local_world_size, self.micro_batches,
                                  batch_size * config.data.sequence_length, self.experts_page)
         self.saver: Saver | None = None
         self.memory: Memory | None = None

@@ -63,8 +63,8 @@ def _rank(train: TrainConfig, ranks: int, per_node: int, hardware: Hardware | No
 
 def resized(train: TrainConfig, ranks: int) -> TrainConfig | None:
     """A configuration with everything set, for another number of ranks: only data and shard change, so each rank keeps
-    its slices' shapes; the batch stays. None if tensor, pipeline and context do not divide the ranks, or if something
-    was left open."""
+    its slices' shapes (and its stages, unless the schedule was left open); the batch stays. None if tensor, pipeline
+    and context do not divide the ranks, or if something was left open."""
     sizes = [getattr(train.parallel, name) for name in SIZES]
     if None in sizes or not is_settled(train, math.prod(sizes)):
         return None

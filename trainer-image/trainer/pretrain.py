@@ -38,7 +38,7 @@ def pretrain(config: TrainConfig, run: Run, regroup: Regroup) -> int:
     lost and `regroup` says so, called again in the same process."""
     flush_denormals()
     if on_cpu():
-        allocator.keep_freed_memory()
+        allocator.keep_freed_memory(torch.get_num_threads())
     count_collectives()
     pulse = Pulse(run.pulse)
     regroup.ends.callback(pulse.close)
@@ -49,7 +49,7 @@ def pretrain(config: TrainConfig, run: Run, regroup: Regroup) -> int:
     config = tuned.config
     fields = shape.fields(config.model)
     layout = layouts.fit(configs.layout(config, run.rank.world_size), fields, config.data.sequence_length)
-    batch_size = configs.batch_size(config, layout)
+    batch_size = configs.batch_size(config, layout, run.resized)
     identity = shape.identity(fields)
     progress = Progress(run.progress, pulse, steps=config.steps, **layout.fields())
     progress.note("connectedAt")
@@ -65,7 +65,7 @@ def pretrain(config: TrainConfig, run: Run, regroup: Regroup) -> int:
         say(gang, f"data: {training.samples} samples of {config.data.sequence_length} tokens")
         if tuned.measures:
             config, layout = measured(tuned, run, gang, fields, precision, training, progress)
-            batch_size = configs.batch_size(config, layout)
+            batch_size = configs.batch_size(config, layout, run.resized)
     except Drained:
         say(gang, "told to stop while data was being prepared; what is finished will be used again")
         return EXIT_DRAINED

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile, record_function
 from trainyard.api.train import ProfileConfig
@@ -56,11 +57,12 @@ class Timeline:
     """Records the steps that were asked for; the rest of a run pays nothing for it."""
 
     def __init__(self, asked: ProfileConfig | None, folder: Path | None, gang: Gang, layout: Layout, blocks: int,
-                 micro_batches: int, tokens: int, notes: Callable[[], list[str]] = list) -> None:
-        """`folder`: where it goes; `blocks`: of this rank's model; `tokens`: of a step, over all ranks; `notes`: lines
-        for the page about the steps since it was last called."""
+                 local_ranks: int, micro_batches: int, tokens: int, notes: Callable[[], list[str]] = list) -> None:
+        """`folder`: where it goes; `blocks`: of this rank's model; `local_ranks`: of this pod; `tokens`: of a step,
+        over all ranks; `notes`: lines for the page about the steps since it was last called."""
         self._asked, self._folder, self._gang, self._layout = asked, folder, gang, layout
         self._blocks, self._micro_batches, self._tokens = blocks, micro_batches, tokens
+        self._local_ranks = local_ranks
         self._notes = notes
         self._profile: Any = None
         self._step: AbstractContextManager[Any] | None = None
@@ -73,15 +75,17 @@ class Timeline:
         if step == self._asked.first:
             devices = {"cuda": ProfilerActivity.CUDA, "npu": getattr(ProfilerActivity, "PrivateUse1", None)}
             found = [ProfilerActivity.CPU, devices.get(self._gang.device.type)]
-            # halves of a micro-batch have a thread each; else others, such as that of a save, are nobody's time
             if self._gang.device.type == "cpu":
                 passes = self._micro_batches * (2 if self._layout.schedule == "ZBV" else 1)  # twice backward
-                allocator.reserve(RECORDED * self._blocks * passes * self._asked.steps)
+                allocator.reserve(RECORDED * self._blocks * passes * self._asked.steps,
+                                  allocator.unused_bytes() // self._local_ranks // 2)
+            # halves of a micro-batch have a thread each; else others, such as that of a save, are nobody's time
             threads = _ExperimentalConfig(profile_all_threads=self._layout.overlap)
             self._profile = profile(activities=[one for one in found if one is not None], acc_events=True,
                                     experimental_config=threads)
             self._profile.start()
             self._notes()
+            dist.barrier(group=self._gang.control)  # that took one rank longer than another
         if self._profile is not None:
             self._step = record_function(STEP)
             self._step.__enter__()
@@ -99,6 +103,9 @@ class Timeline:
         self._profile.stop()
         recorded, self._profile = self._profile, None
         problem = self._write(recorded)
+        del recorded
+        if self._gang.device.type == "cpu":
+            allocator.give_back()
         return next((text for text in gather(self._gang, problem) if text), None)
 
     def _write(self, recorded: Any) -> str | None:

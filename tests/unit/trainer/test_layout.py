@@ -151,10 +151,20 @@ def test_batch_size() -> None:
     (8, 4, {}, 2), (8, 3, {}, 3), (8, 2, {}, 4), (2, 4, {}, 1), (9, 2, {}, 5),
     (16, 4, {"pipeline": 2, "schedule": "Interleaved1F1B"}, 8),
     (10, 6, {"pipeline": 2, "schedule": "Interleaved1F1B"}, 4),
+    (15, 2, {"pipeline": 2, "schedule": "Interleaved1F1B"}, 16),
 ])
 def test_every_rank_computes_as_many_micro_batches(batch: int, ranks: int, parallel: dict[str, Any],
                                                   count: int) -> None:
     assert config.micro_batches(train(batchSize=batch), layout_of(ranks, **parallel), batch) == count
+
+
+def test_a_smaller_gang_fills_up_the_rounds_of_its_schedule() -> None:
+    asked = train(batchSize=30, microBatchSize=1)
+    interleaved = {"pipeline": 2, "schedule": "Interleaved1F1B"}
+    assert config.batch_size(asked, layout_of(6, **interleaved)) == 30  # 10 micro-batches
+    with pytest.raises(ConfigError, match="a multiple of 2 micro-batches"):
+        config.batch_size(asked, layout_of(4, **interleaved))  # 15
+    assert config.batch_size(asked, layout_of(4, **interleaved), resized=True) == 30
 
 
 @pytest.mark.parametrize(("parallel", "ranks", "data", "shard"), [

@@ -26,6 +26,7 @@ from supervisor.copies.slot import Damaged, Slot
 from torch.distributed.checkpoint.planner_helpers import _create_chunk_list
 from torch.distributed.tensor import DTensor
 
+from trainer import allocator
 from trainer.checkpoint.buddies import ALONE, Buddies
 from trainer.checkpoint.copier import Copier
 from trainer.checkpoint.replicas import Replicas
@@ -36,11 +37,6 @@ from trainer.distributed import Gang, gather
 
 ALIGN = 64  # bytes
 SHARE = 0.8  # of the free memory at most for copies
-CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-     "/sys/fs/cgroup/memory/memory.stat"),
-)
 TELL_AGAIN = 5.0  # s after which a copier that has not delivered is asked again
 FAILS_FOR = 20.0  # s after which buddies that cannot be reached are given up for a while
 TAKES_AT_MOST = 600.0  # s for a copy to arrive
@@ -450,18 +446,7 @@ class Memory:
 
 def free_bytes(folder: Path) -> int:
     """What may still be written into a folder in memory: what its mount, the container and the machine leave."""
-    left = [os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize]
-    for limit, used, kept in CGROUPS:
-        try:
-            most, now = int(Path(limit).read_text()), int(Path(used).read_text())
-            stat = dict(line.split() for line in Path(kept).read_text().splitlines())
-            # Files that were read stay in the cache and count as used, until somebody needs the memory.
-            left.append(most - now + int(stat.get("inactive_file", 0)))
-        except (OSError, ValueError):
-            continue  # not this version of cgroups, or no limit ("max")
-    with open("/proc/meminfo", encoding="ascii") as file:
-        left.append(next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) << 10)
-    return max(0, min(left))
+    return min(os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize, allocator.unused_bytes())
 
 
 def taken_bytes(folder: Path, layout: str = "*") -> int:

@@ -272,6 +272,12 @@ def overlapping(layout: Layout, micro_batch_size: int) -> Layout:
     return replace(layout, overlap=True)
 
 
+def whole_rounds(layout: Layout, count: int) -> bool:
+    """Whether `count` micro-batches are rounds, all alike, of as many as the pipeline has ranks or a few more: torch
+    wants that for Interleaved1F1B."""
+    return count % max(1, count // layout.pipeline) == 0
+
+
 def check_micro_batches(layout: Layout, count: int) -> None:
     """Raise ConfigError if the schedule cannot run with `count` micro-batches a step."""
     if layout.pipeline == 1:
@@ -281,7 +287,7 @@ def check_micro_batches(layout: Layout, count: int) -> None:
         raise ConfigError(f"train.batchSize should give a pipeline of {layout.pipeline} ranks with {layout.schedule} "
                           f"at least {needed} micro-batches, found {count}; use {needed} x microBatchSize x "
                           f"{layout.batch_ranks} (data x shard) or more")
-    if layout.schedule == "Interleaved1F1B" and count % (count // layout.pipeline):
+    if layout.schedule == "Interleaved1F1B" and not whole_rounds(layout, count):
         raise ConfigError(f"train.batchSize should give Interleaved1F1B a multiple of {layout.pipeline} micro-batches "
                           f"(pipeline), found {count}")
 

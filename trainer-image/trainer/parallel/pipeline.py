@@ -155,8 +155,10 @@ class Pipeline:
             if here == me:
                 if before != me:
                     value = torch.empty(self._hidden.shape, dtype=self._hidden.dtype, device=self._device)
-                    dist.recv(value, group_src=before, group=self._group)
+                    with span(STAGES):
+                        dist.recv(value, group_src=before, group=self._group)
                 value = self._models[stage](value, documents=documents)
             elif before == me:
-                dist.send(value.contiguous(), group_dst=here, group=self._group)
+                with span(STAGES):
+                    dist.send(value.contiguous(), group_dst=here, group=self._group)
         return value if self.has_last else None
