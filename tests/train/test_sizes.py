@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,4 +36,21 @@ def test_a_smaller_gang_and_back(tmp_path: Path, config: dict[str, Any], size: i
         found |= {step: float(loss) for step, loss in ended.losses.items()}
     expected = {step: float(loss) for step, loss in undisturbed.losses.items()}
     assert sorted(found) == list(range(1, total + 1))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_smaller_gang_fills_up_the_rounds_of_a_pipeline(tmp_path: Path, config: dict[str, Any]) -> None:
+    """Six ranks have whole rounds of three micro-batches; two would have nine, with which the schedule cannot run."""
+    config["model"]["config"]["num_hidden_layers"] = 4
+    config.update(steps=3, batchSize=9, microBatchSize=1, export=False, logEvery=1)
+    alone = train(tmp_path / "alone", config, 1)
+    assert alone.codes == [0], alone.text
+    sizes = {"data": 3, "shard": 1, "tensor": 1, "pipeline": 2, "context": 1, "schedule": "Interleaved1F1B"}
+    folder = tmp_path / "smaller"
+    folder.mkdir()
+    (folder / "asked.json").write_text(json.dumps(config))
+    ended = train(folder, {**config, "parallel": sizes}, 2)
+    assert ended.codes == [0, 0], ended.text
+    assert "pipeline 2, Interleaved1F1B" in ended.out[0]
+    found, expected = ({step: float(loss) for step, loss in each.losses.items()} for each in (ended, alone))
     assert found == pytest.approx(expected, rel=1e-5)

@@ -23,7 +23,7 @@ def main() -> int:
             if regroup is not None:
                 regroup.rejoin()
             train, run = config.load(sys.argv[1:], os.environ)
-            config.batch_size(train, config.layout(train, run.rank.world_size))
+            config.batch_size(train, config.layout(train, run.rank.world_size), run.resized)
             from trainer.pretrain import pretrain  # torch takes seconds to import: mistakes above are told before
             from trainer.regroup import Regroup
 

@@ -8,6 +8,7 @@ innermost loop. What it costs is in docs/speed.md."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
@@ -38,10 +39,10 @@ def keep_freed_memory(threads: int) -> bool:
     return _kept
 
 
-def reserve(size: int, most: int) -> None:
+def reserve(size: int, ranks: int) -> None:
     """Take so many bytes from the kernel before they are needed, but no more than the heap has: they are free then, and
-    in the way of nobody. Nothing if with what is free in the heap, and may have to come from the kernel again, it would
-    be more than `most`; or where memory is not kept.
+    in the way of nobody. Nothing where memory is not kept, or if with what is free in the heap, and may have to come
+    from the kernel again, it would be more than half of what is left to each of the `ranks` that share it.
 
     What is allocated among a step's tensors and stays, such as a profiler's records, splits up what the next step would
     take, and each new page costs the kernel some microseconds."""
@@ -54,7 +55,7 @@ def reserve(size: int, most: int) -> None:
     library.free.argtypes = (ctypes.c_void_p,)
     heap = status()
     size = min(size, heap.arena)
-    if heap.fordblks + size > most:
+    if heap.fordblks + size > unused_bytes() // ranks // 2:
         return
     taken = []
     for _ in range((heap.fordblks + size) // PIECE + 1):  # the first fill what is free already
@@ -69,7 +70,7 @@ def reserve(size: int, most: int) -> None:
 
 
 def unused_bytes() -> int:
-    """What container and machine leave."""
+    """What container and machine leave; 0 where they do not say."""
     left = []
     for limit, used, kept in CGROUPS:
         try:
@@ -79,9 +80,9 @@ def unused_bytes() -> int:
             left.append(most - now + int(stat.get("inactive_file", 0)))
         except (OSError, ValueError):
             continue  # not this version of cgroups, or no limit ("max")
-    with open("/proc/meminfo", encoding="ascii") as file:
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
         left.append(next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) << 10)
-    return max(0, min(left))
+    return max(0, min(left, default=0))
 
 
 class _Heap(ctypes.Structure):

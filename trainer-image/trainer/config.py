@@ -67,7 +67,7 @@ class Run:
     inject: str = ""  # faults on demand, see inject.py
     candidates: tuple[Candidate, ...] = ()  # what train.autotune chooses from, for the full gang
     tuned: str = ""  # name of the one that was chosen, as the operator remembers it
-    resized: bool = False  # the gang has another size than the layout was made for
+    resized: bool = False  # the gang has another size than the operator planned for
     finished: int | None = None  # step that this pod's ranks of an earlier generation had finished, if there were any
 
     def told_to_drain(self) -> bool:
@@ -109,8 +109,8 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
     candidates = _candidates(train, Path(path).with_name(CANDIDATES))
     asked = Path(path).with_name(ASKED)
     if asked.exists() and not planned.is_settled(train, ranks):  # the gang has another size than planned
-        smaller = planned.resized(train, ranks)
-        train, run = smaller or read(asked), replace(run, resized=smaller is not None)
+        chosen = next((each.train for each in candidates if each.name == run.tuned), train)
+        train, run = planned.resized(chosen, ranks) or read(asked), replace(run, resized=True)
     if train.autotune and not candidates:
         train, candidates = planned.plan_all(train, ranks, per_node)
     else:
@@ -229,9 +229,10 @@ def micro_batches(config: TrainConfig, layout: Layout, batch: int) -> int:
     """Micro-batches a rank computes for a batch of so many samples: as many as every other rank. A gang that is smaller
     than its batch was made for has some that are padding, in part or whole."""
     count = -(-batch // (config.micro_batch_size * layout.batch_ranks))
-    if (layout.schedule == "Interleaved1F1B" and layout.pipeline > 1
-            and (count < layout.pipeline or not whole_rounds(layout, count))):
-        count += -count % layout.pipeline
+    if layout.schedule == "Interleaved1F1B":
+        count = max(count, layout.pipeline)
+        while not whole_rounds(layout, count):  # ends at a multiple of the ranks at the latest
+            count += 1
     return count
 
 

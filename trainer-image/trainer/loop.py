@@ -76,6 +76,8 @@ class Loop:
         self.training, self.validation = training, validation
         self.batch_size = batch_size
         self.micro_batches = configs.micro_batches(config, model.layout, batch_size)
+        samples = self.micro_batches * config.micro_batch_size * model.layout.batch_ranks
+        self.real = batch_size / samples  # the rest is padding
         self.progress, self.identity = progress, identity
         self.scale = LossScale() if precision == "fp16" else None
         self.watch = GradientWatch(list(model.modules()))
@@ -369,7 +371,7 @@ class Loop:
         factor = self.loss_factor(targets) * self.injection.factor(self.step + 1, self.gang.rank, tries)
         self.loss = self.model.train_batch(
             self.micro_batches, self.next_batch, factor,
-            lambda micro: seed_model(self.config.seed, self.step, micro, self.gang.rank))
+            lambda micro: seed_model(self.config.seed, self.step, micro, self.gang.rank), self.real)
         self.loss = self.loss * self.injection.spike(self.step + 1)
         return self.add_up(self.loss, targets)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -77,8 +78,7 @@ class Timeline:
             found = [ProfilerActivity.CPU, devices.get(self._gang.device.type)]
             if self._gang.device.type == "cpu":
                 passes = self._micro_batches * (2 if self._layout.schedule == "ZBV" else 1)  # twice backward
-                allocator.reserve(RECORDED * self._blocks * passes * self._asked.steps,
-                                  allocator.unused_bytes() // self._local_ranks // 2)
+                allocator.reserve(RECORDED * self._blocks * passes * self._asked.steps, self._local_ranks)
             # halves of a micro-batch have a thread each; else others, such as that of a save, are nobody's time
             threads = _ExperimentalConfig(profile_all_threads=self._layout.overlap)
             self._profile = profile(activities=[one for one in found if one is not None], acc_events=True,
@@ -104,6 +104,7 @@ class Timeline:
         recorded, self._profile = self._profile, None
         problem = self._write(recorded)
         del recorded
+        gc.collect()  # torch's profiler refers to itself
         if self._gang.device.type == "cpu":
             allocator.give_back()
         return next((text for text in gather(self._gang, problem) if text), None)

@@ -151,10 +151,11 @@ def four_ranks() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def spread_model(layout: Layout) -> ParallelModel:
-    """Rank 0's part of a small model."""
-    fields = shape.fields(ModelConfig.model_validate({"size": "tiny", "config": {
-        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}}))
+def spread_model(layout: Layout, **config: Any) -> ParallelModel:
+    """Rank 0's part of a small model, a mixture if `config` has experts."""
+    fields = shape.fields(ModelConfig.model_validate({
+        "size": "tiny", "family": "mixtral" if "num_local_experts" in config else "llama2", "config": {
+            "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, **config}}))
     device = torch.device("cpu")
     complete = build.complete(fields)
     model = parallelize(lambda: build.on_meta(complete), Mesh(layout, device, 0), "fp32", "none")
@@ -204,6 +205,21 @@ def test_gradient_accumulation_keeps_no_whole_gradients(layout: Layout) -> None:
     before(3)
     assert not whole
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.usefixtures("four_ranks")
+def test_padding_does_not_make_balance_weigh_more() -> None:
+    model = spread_model(Layout(data=4, experts=4), num_local_experts=4, num_experts_per_tok=2)
+    tokens = torch.arange(16)[None]
+    found = []
+    for real in (1.0, 0.25):
+        model.train_batch(1, lambda _: MicroBatch(tokens, torch.full_like(tokens, -1)), 1.0, lambda _: None, real)
+        found.append([one.grad.clone() for one in model.parameters() if one.grad is not None])
+        for parameter in model.parameters():
+            parameter.grad = None
+    assert any(one.abs().max() > 0 for one in found[0])
+    for whole, quarter in zip(*found, strict=True):
+        torch.testing.assert_close(quarter, whole / 4)
 
 
 def test_drawn_numbers_do_not_depend_on_the_slice() -> None:

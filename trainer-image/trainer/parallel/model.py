@@ -61,7 +61,7 @@ class ParallelModel:
         self._routed: dict[int, list[torch.Tensor]] = {}  # by stage and micro-batch: tokens by layer and expert
         self._parts: list[torch.Tensor] = []  # losses of a pipeline's micro-batches
         self._length = 0  # of the sequences that are being computed
-        self._factor = 1.0
+        self._factor = self._real = 1.0
         self._pipelines: dict[tuple[int, int], Pipeline] = {}
         self.place_experts(None)
 
@@ -135,12 +135,14 @@ class ParallelModel:
 
     # ---- a batch
 
-    def train_batch(self, count: int, take: Take, factor: float, before: Callable[[int], None]) -> torch.Tensor:
+    def train_batch(self, count: int, take: Take, factor: float, before: Callable[[int], None],
+                    real: float = 1.0) -> torch.Tensor:
         """Forward and backward over `count` micro-batches; gradients are those of `factor` times the loss (and, in a
         mixture, what balances its experts), averaged over the ranks of FSDP2. `before(number)` is called before each
-        micro-batch (before the first only in a pipeline). Returns the loss summed over the target tokens that this
-        rank reports, so that the sum over all ranks counts each once."""
-        self._factor = factor
+        micro-batch (before the first only in a pipeline). `real`: the share of the samples that is no padding. Returns
+        the loss summed over the target tokens that this rank reports, so that the sum over all ranks counts each
+        once."""
+        self._factor, self._real = factor, real
         self.load = None
         self._routed.clear()
         if self.layout.pipeline > 1:
@@ -181,7 +183,7 @@ class ParallelModel:
         tokens = micro.inputs.numel() // self.layout.context * self.layout.world_size
         load = self._received(load, tokens * self.config.num_experts_per_tok)
         self.load = load if self.load is None else self.load + load
-        return loss, loss + even * self._factor
+        return loss, loss + even * self._factor * self._real
 
     def _loss_and_aim(self, output: Any, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Likewise, of what the last stage returned for a micro-batch."""
@@ -195,7 +197,7 @@ class ParallelModel:
             dist.all_reduce(picked, group=self.mesh.stage_group)
         even = balance(chances, picked, self.config.router_aux_loss_coef, self.config.num_hidden_layers,
                        targets.numel() // self.layout.tensor * ranks)
-        return loss, (loss + even) * self._factor
+        return loss, (loss + even * self._real) * self._factor
 
     def count_routed(self, stage: int, logits: Sequence[torch.Tensor]) -> torch.Tensor:
         """Of a mixture's stage and a micro-batch: what its balance is told by, over the stage's layers: (2, experts),
